@@ -1,0 +1,48 @@
+"""Tiny random pipelines, built without a network: the oracle of the test suite.
+
+Each family is an ordinary diffusers directory of a few megabytes at most, in which the picture depends on every block.
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from .dit import DIT
+from .family import TinyPipeline
+from .flux import FLUX
+from .hunyuanvideo import HUNYUANVIDEO
+from .ltx import LTX
+from .oracle import call_stock, load_stock, stock
+from .pixart import PIXART
+from .qwenimage import QWENIMAGE
+from .sana import SANA
+from .sd3 import SD3
+from .wan import WAN, WAN22
+
+__all__ = ["FAMILIES", "TinyPipeline", "build", "call_stock", "load_stock", "stock"]
+
+FAMILIES: dict[str, TinyPipeline] = {
+    family.name: family for family in (FLUX, SD3, QWENIMAGE, WAN, WAN22, PIXART, DIT, HUNYUANVIDEO, LTX, SANA)
+}
+
+
+def build(name: str, root: Path) -> Path:
+    """Write the family under `root`, unless it is there already, and return its directory.
+
+    Processes may ask at the same time: each writes a directory of its own, and the first to rename it wins.
+    """
+    path = root / name
+    if path.exists():
+        return path
+    root.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))
+    try:
+        FAMILIES[name].build(draft)
+        os.rename(draft, path)
+    except OSError:
+        if not path.exists():
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return path
