@@ -1,0 +1,202 @@
+"""Fill a sharded module from its safetensors files, each rank reading only its own slices."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from sharding.checkpoint import CheckpointError, StoredTensor, open_checkpoint
+from sharding.inference_mode import refuse_inference_mode
+
+_Result = TypeVar("_Result")
+
+
+class KeysDiffer(CheckpointError):
+    """The stored keys are not the module's: load through the library that knows how they map, then shard.
+
+    `missing`: weights of the module that are not stored. `extra`: stored tensors that the module has no place for.
+    """
+
+    def __init__(self, directory: str, missing: Sequence[str], extra: Sequence[str]) -> None:
+        super().__init__(directory, missing, extra)  # all of it in args, so that the error can be sent to other ranks
+        self.directory, self.missing, self.extra = directory, tuple(missing), tuple(extra)
+
+    def __str__(self) -> str:
+        parts = [f"{len(keys)} {kind} ({_few(keys)})" for kind, keys in self._kinds() if keys]
+        return f"{self.directory}: the stored keys are not the module's: {' and '.join(parts)}"
+
+    def _kinds(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        return ("missing", self.missing), ("extra", self.extra)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What this rank did: `tensors` filled, `bytes_read` of slices as stored, wall-clock `seconds`."""
+
+    tensors: int
+    bytes_read: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """A parameter or persistent buffer: where it is stored, and every (module, attribute) that is tied to it."""
+
+    stored: StoredTensor
+    tensor: torch.Tensor
+    owners: list[tuple[nn.Module, str]]
+
+
+def set_dtype(module: nn.Module, dtype_of: Callable[[str], torch.dtype]) -> None:
+    """Give each floating-point parameter and persistent buffer the dtype that `dtype_of(name)` says.
+
+    For a module with meta parameters, before `shard`: `load_sharded` converts what it reads to these dtypes.
+    """
+    refuse_inference_mode("set dtypes")
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype_of(name))
+
+
+def load_sharded(
+    module: nn.Module,
+    directory: Path,
+    *,
+    device: torch.device,
+    offload_to_host: bool = False,
+    rename: Callable[[str], str] | None = None,
+    variant: str | None = None,
+) -> LoadReport:
+    """Fill a module with meta parameters, sharded by `shard`, from the safetensors files of a component's directory.
+
+    Each rank reads its slices of the sharded parameters, to `device` (to the host where `shard` was called with
+    `offload_to_host`), and the rest whole, to `device`. Every tensor is copied into memory of its own and converted to
+    the dtype the module declares; no view of a mapped file is kept. `rename` maps a stored key to the module's name
+    for it. Persistent buffers are read too; other buffers keep what the module's constructor gave them.
+
+    A collective over all ranks. What is wrong with the files or the keys is found from their headers and raised before
+    any weight is read, on every rank alike: KeysDiffer where the keys are not the module's one to one (a tied weight
+    needs one of its names), CheckpointError for the rest.
+    """
+    refuse_inference_mode("load weights")
+    start = time.perf_counter()
+    weights = _on_all_ranks(lambda: _plan(module, directory, rename or _same, variant))
+    bytes_read = _on_all_ranks(lambda: _fill(weights, device, torch.device("cpu") if offload_to_host else device))
+    return LoadReport(len(weights), bytes_read, time.perf_counter() - start)
+
+
+def _same(key: str) -> str:
+    return key
+
+
+def _on_all_ranks(step: Callable[[], _Result]) -> _Result:
+    """Run a step without collectives on every rank; where it fails on any, raise the first rank's error on all."""
+    outcome: _Result | CheckpointError
+    try:
+        outcome = step()
+    except CheckpointError as problem:
+        outcome = problem
+    errors: list[CheckpointError | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(errors, outcome if isinstance(outcome, CheckpointError) else None)
+    for error in filter(None, errors):
+        raise error
+    assert not isinstance(outcome, CheckpointError)
+    return outcome
+
+
+def _plan(module: nn.Module, directory: Path, rename: Callable[[str], str], variant: str | None) -> list[_Weight]:
+    """Pair every weight of the module with one stored tensor, in the order of the files."""
+    stored: dict[str, StoredTensor] = {}
+    for key, tensor in open_checkpoint(directory, variant).items():
+        twin = stored.setdefault(rename(key), tensor)
+        if twin is not tensor:
+            raise CheckpointError(f"{directory} stores {rename(key)} twice: as {twin.key} and as {key}")
+    names: dict[int, list[str]] = {}
+    tensors = module.state_dict(keep_vars=True)
+    for name, weight in tensors.items():
+        names.setdefault(id(weight), []).append(name)
+
+    missing = [tied[0] for tied in names.values() if not any(name in stored for name in tied)]
+    extra = [tensor.key for name, tensor in stored.items() if name not in tensors]
+    if missing or extra:
+        raise KeysDiffer(str(directory), sorted(missing), sorted(extra))
+
+    weights = []
+    for tied in names.values():
+        source = next(name for name in tied if name in stored)
+        owners = [(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in tied]
+        weights.append(_Weight(stored[source], tensors[source], owners))
+    _refuse_unfit(module, weights)
+    return sorted(weights, key=lambda weight: (weight.stored.file, weight.stored.key))
+
+
+def _refuse_unfit(module: nn.Module, weights: list[_Weight]) -> None:
+    misshapen = [
+        f"{w.stored.key} is stored as {list(w.stored.shape)}, the module has {list(w.tensor.shape)}"
+        for w in weights
+        if w.stored.shape != tuple(w.tensor.shape)
+    ]
+    if misshapen:
+        raise CheckpointError(f"{weights[0].stored.file.parent}: {_few(misshapen)}")
+    filled = [w.stored.key for w in weights if isinstance(w.tensor, nn.Parameter) and not w.tensor.is_meta]
+    if filled:
+        raise CheckpointError(f"{type(module).__name__} has weights already ({_few(filled)}); build it on meta")
+    stored = {id(w.tensor) for w in weights}
+    empty = [name for name, buffer in module.named_buffers() if buffer.is_meta and id(buffer) not in stored]
+    if empty:
+        raise CheckpointError(
+            f"{type(module).__name__} has meta buffers that no file stores ({_few(empty)}); build it with "
+            "accelerate.init_empty_weights(include_buffers=False)"
+        )
+
+
+def _fill(weights: list[_Weight], device: torch.device, shard_device: torch.device) -> int:
+    """Read this rank's part of every weight; returns the bytes read."""
+    bytes_read = 0
+    for file, in_file in groupby(weights, key=lambda weight: weight.stored.file):
+        try:
+            with safe_open(file, framework="pt") as handle:
+                for weight in in_file:
+                    bytes_read += _fill_one(weight, handle, device, shard_device)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{file} could not be read: {error}") from error
+    return bytes_read
+
+
+def _fill_one(weight: _Weight, handle: safe_open, device: torch.device, shard_device: torch.device) -> int:
+    tensor, key = weight.tensor, weight.stored.key
+    if isinstance(tensor, DTensor):
+        shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+        local = torch.empty(shape, dtype=tensor.dtype, device=shard_device)
+        part = handle.get_slice(key)[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))]
+        local.copy_(part)
+        filled: torch.Tensor = DTensor.from_local(
+            local,
+            tensor.device_mesh,
+            tensor.placements,
+            run_check=False,
+            shape=tensor.shape,
+            stride=tensor.stride(),
+        )
+    else:
+        part = handle.get_tensor(key)
+        filled = torch.empty(tensor.shape, dtype=tensor.dtype, device=device).copy_(part)
+    if isinstance(tensor, nn.Parameter):
+        filled = nn.Parameter(filled, requires_grad=tensor.requires_grad)
+    for owner, attribute in weight.owners:
+        setattr(owner, attribute, filled)
+    return part.numel() * part.element_size()
+
+
+def _few(items: Sequence[str], limit: int = 3) -> str:
+    rest = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return "; ".join(items[:limit]) + rest

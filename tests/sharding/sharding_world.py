@@ -1,0 +1,140 @@
+"""Tests that run on every rank of a small world: `@on_ranks(1, 2)` makes one pytest test a world size.
+
+A world is started once a session and serves every test of its size, because starting a rank and importing diffusers
+costs seconds. After a failure it is thrown away: its ranks may have stopped at different collectives.
+"""
+
+import importlib.util
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+TIMEOUT = timedelta(seconds=60)
+
+
+@dataclass(frozen=True)
+class World:
+    """What a test sees on each rank. `tmp_path` is one folder for all ranks."""
+
+    rank: int
+    size: int
+    device: torch.device
+    tmp_path: Path
+
+
+def on_ranks(*sizes: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Run a test function as `function(world, **parameters)` on every rank of a world of each size."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        def test(worlds: "Worlds", tmp_path: Path, world_size: int, **parameters: Any) -> None:
+            worlds.run(world_size, function, tmp_path, parameters)
+
+        names = ["worlds", "tmp_path", "world_size", *list(inspect.signature(function).parameters)[1:]]
+        parameters = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
+        test.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        test.__name__, test.__doc__ = function.__name__, function.__doc__
+        test.on_each_rank = function  # type: ignore[attr-defined]
+        return pytest.mark.parametrize("world_size", sizes, ids=[f"{size}ranks" for size in sizes])(test)
+
+    return decorate
+
+
+class Worlds:
+    """The running worlds, by size."""
+
+    def __init__(self) -> None:
+        self._ranks: dict[int, list[tuple[mp.Process, Connection]]] = {}
+
+    def run(self, size: int, function: Callable[..., None], tmp_path: Path, parameters: dict[str, Any]) -> None:
+        if size not in self._ranks:
+            self._ranks[size] = _start(size, tmp_path)
+        task = (function.__code__.co_filename, function.__name__, tmp_path, parameters)
+        for _, connection in self._ranks[size]:
+            connection.send(task)
+        failures = []
+        for rank, (process, connection) in enumerate(self._ranks[size]):
+            try:
+                failure = connection.recv()
+            except EOFError:
+                process.join()
+                failure = f"died with exit code {process.exitcode}"
+            if failure:
+                failures.append(f"rank {rank} of {size}: {failure}")
+        if failures:
+            self._stop(size)
+            pytest.fail("\n".join(failures), pytrace=False)
+
+    def close(self) -> None:
+        for size in list(self._ranks):
+            self._stop(size)
+
+    def _stop(self, size: int) -> None:
+        ranks = self._ranks.pop(size)
+        for _, connection in ranks:
+            connection.close()  # the rank's recv() ends it
+        for process, _ in ranks:
+            process.join(timeout=10)
+            if process.is_alive():
+                process.kill()
+
+
+def _start(size: int, tmp_path: Path) -> list[tuple[mp.Process, Connection]]:
+    context = mp.get_context("spawn")
+    ranks = []
+    for rank in range(size):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(rank, size, tmp_path / "store", theirs, sys.path), daemon=True)
+        process.start()
+        theirs.close()
+        ranks.append((process, ours))
+    return ranks
+
+
+def _serve(rank: int, size: int, store: Path, connection: Connection, path: list[str]) -> None:
+    sys.path[:] = path
+    torch.set_num_threads(1)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    on_gpu = torch.cuda.device_count() >= size
+    device = torch.device("cuda", rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=size,
+        timeout=TIMEOUT,
+    )
+    while True:
+        try:
+            file, name, tmp_path, parameters = connection.recv()
+        except EOFError:
+            break
+        try:
+            _load(file, name)(World(rank, size, device, tmp_path), **parameters)
+            connection.send(None)
+        except BaseException:
+            connection.send(traceback.format_exc())
+    dist.destroy_process_group()
+
+
+def _load(file: str, name: str) -> Callable[..., None]:
+    module_name = f"on_rank_{Path(file).stem}"
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, file)
+        assert spec is not None and spec.loader is not None
+        sys.modules[module_name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[module_name])
+    return getattr(sys.modules[module_name], name).on_each_rank
