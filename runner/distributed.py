@@ -44,7 +44,8 @@ class World:
 
 def join_world() -> World:
     """Join the process group that torchrun describes in the environment; a plain `python` is a world of one."""
-    state = PartialState()
+    # Without the hint, accelerate makes a world of one of CPU ranks.
+    state = PartialState(cpu=not torch.accelerator.is_available())
     return World(state.process_index, state.num_processes, state.device)
 
 

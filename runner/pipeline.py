@@ -58,6 +58,13 @@ class Pipeline:
                     f"{where}.{name}: {type(self.stock).__name__} takes no {name!r}; the nearest is {near!r}"
                 )
 
+    def check_prompt(self, prompt: str | int, where: str) -> None:
+        """Text for a pipeline that takes a prompt, a whole number for one that takes class labels."""
+        if self.prompt_argument == "prompt" and not isinstance(prompt, str):
+            raise UserError(f"{where}: {type(self.stock).__name__} takes text, not {prompt!r}; quote it")
+        if self.prompt_argument != "prompt" and not isinstance(prompt, int):
+            raise UserError(f"{where}: {type(self.stock).__name__} takes a class label (a number), not {prompt!r}")
+
     def __call__(self, prompt: str | int, seed: int, call: Mapping[str, Any], output_type: str) -> Any:
         """One picture or clip: the first element of the pipeline's first output.
 

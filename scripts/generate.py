@@ -1,0 +1,52 @@
+"""Turn prompts into pictures: torchrun --standalone --nproc-per-node N scripts/generate.py [CONFIG] [key=value ...]"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from runner.config import describe, load_config, to_yaml
+from runner.errors import UserError
+
+DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "generate.yaml"
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    width = max(len(key) for key, _, _ in describe())
+    keys = "\n".join(f"  {key:{width}}  {text}" + (f" [{value}]" if value else "") for key, value, text in describe())
+    parser = argparse.ArgumentParser(
+        prog="generate.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"keys, with their defaults:\n{keys}\n\n"
+        "exit codes: 0 all made, 1 some requests failed (see run.json), 2 the command or its input is wrong\n"
+        'example: generate.py job.prompt="[a rocket, a flat fox]" job.seed=7 job.output=outputs/mine',
+    )
+    parser.add_argument("words", nargs="*", metavar="CONFIG | key=value", help=f"a YAML recipe [{DEFAULT.name}]; keys")
+    parser.add_argument("--print-config", action="store_true", help="print the merged config and stop")
+    return parser.parse_args(argv)
+
+
+def main() -> int:
+    arguments = parse()
+    files = [word for word in arguments.words if "=" not in word]
+    try:
+        if len(files) > 1:
+            raise UserError(f"one config file at most, not {', '.join(files)}; settings are key=value")
+        file = Path(files[0]) if files else DEFAULT
+        config = load_config(file, [word for word in arguments.words if "=" in word])
+        if arguments.print_config:
+            print(to_yaml(config), end="")
+            return 0
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        from runner.run import run  # torch and diffusers take seconds to import; --help should not
+
+        return run(config)
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
