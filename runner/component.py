@@ -1,8 +1,8 @@
 """A component of a pipeline: what it is called, the live module, and the stage it works in."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from diffusers import DiffusionPipeline
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -24,8 +24,8 @@ class Component:
         return sum(t.nbytes for t in (*self.module.parameters(), *self.module.buffers()))
 
 
-def components_of(pipeline: DiffusionPipeline) -> list[Component]:
-    """The modules in the order the pipeline declares (`model_cpu_offload_seq`), each with its stage.
+def components_of(pipeline: Any) -> list[Component]:
+    """A diffusers pipeline's modules in the order it declares (`model_cpu_offload_seq`), each with its stage.
 
     What can decode, and all that is declared after it, is the decode stage; before it, models of the transformers
     library encode the prompt, and the rest (a DiT, a UNet, a ControlNet) denoise.

@@ -123,7 +123,7 @@ def load_config(file: Path | None, overrides: Sequence[str]) -> RunConfig:
             raise UserError(f"cannot read {override!r}: {str(error).splitlines()[0]}") from error
     known = [key for key, _, _ in describe()]
     for layer in layers:
-        for key in _keys(layer):
+        for key in _keys(OmegaConf.to_container(layer)):
             _check_key(key, known)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), *layers)
@@ -143,7 +143,7 @@ def to_yaml(config: RunConfig) -> str:
 def describe() -> Iterator[tuple[str, str, str]]:
     """Every key with its default and its one line of help."""
     for section in fields(RunConfig):
-        schema = PlacementConfig if section.name == "placement" else section.default_factory()  # type: ignore[misc]
+        schema: Any = PlacementConfig if section.name == "placement" else section.type
         prefix = "placement.<component>" if section.name == "placement" else section.name
         assert is_dataclass(schema)
         for option in fields(schema):
@@ -166,7 +166,7 @@ def _read_yaml(file: Path) -> Any:
 
 def _keys(layer: Any, prefix: str = "") -> Iterator[str]:
     """Dotted keys down to the leaves; arguments of the call are leaves whatever they hold."""
-    for key, value in OmegaConf.to_container(layer).items() if not isinstance(layer, dict) else layer.items():
+    for key, value in layer.items():
         dotted = f"{prefix}{key}"
         if isinstance(value, dict) and value and not dotted.startswith("job.call."):
             yield from _keys(value, f"{dotted}.")

@@ -1,6 +1,7 @@
 """The world this process is one rank of, and how its ranks agree."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -42,13 +43,13 @@ class World:
         return result  # type: ignore[return-value]
 
 
-def join_world() -> World:
-    """Join the process group that torchrun describes in the environment; a plain `python` is a world of one."""
+@contextmanager
+def joined_world() -> Iterator[World]:
+    """The process group that torchrun describes in the environment; a plain `python` is a world of one."""
     # Without the hint, accelerate makes a world of one of CPU ranks.
     state = PartialState(cpu=not torch.accelerator.is_available())
-    return World(state.process_index, state.num_processes, state.device)
-
-
-def leave_world() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    try:
+        yield World(state.process_index, state.num_processes, state.device)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -60,7 +60,7 @@ def plan(prompts: Sequence[Prompt], job: JobConfig, pipeline: Pipeline, recipe: 
 
     `recipe` is what decides the pixels of all of them: the weights' identity and the dtype.
     """
-    requests = []
+    requests: list[Request] = []
     for prompt in prompts:
         where = f"prompt {len(requests) // job.images_per_prompt + 1}"
         pipeline.check_prompt(prompt.text, where)

@@ -28,7 +28,7 @@ def slug(prompt: str | int, limit: int = 40) -> str:
     return part[: max(limit, 0)].strip("-") or "untitled"
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a hidden temporary file beside `path`, then move it into place."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

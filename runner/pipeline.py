@@ -34,7 +34,7 @@ OWN_ARGUMENTS = {
 class Pipeline:
     """A stock pipeline whose components are placed, and whose calls run each component in the mode decided for it."""
 
-    def __init__(self, stock: DiffusionPipeline, device: torch.device) -> None:
+    def __init__(self, stock: Any, device: torch.device) -> None:
         self.stock = stock
         self.device = device
         self.timings = Timings()
@@ -115,7 +115,7 @@ def open_pipeline(config: RunConfig, device: torch.device, *, progress: bool = F
     return Pipeline(stock, device)
 
 
-def _pipeline_class(root: Path, index: Mapping[str, Any]) -> type[DiffusionPipeline]:
+def _pipeline_class(root: Path, index: Mapping[str, Any]) -> Any:
     """The class that model_index.json names.
 
     Built from its parts rather than by `from_pretrained`: that one loads optional components (both DiTs of Wan) from

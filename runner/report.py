@@ -68,7 +68,7 @@ def write_report(
         ],
     }
     text = json.dumps(report, indent=2, ensure_ascii=False, default=str)
-    write_whole(output / "run.json", lambda temp: temp.write_text(text, encoding="utf-8") and None)
+    write_whole(output / "run.json", lambda temp: temp.write_text(text, encoding="utf-8"))
     done = [(output / o.line["file"], f"{o.request.prompt} #{o.request.seed}") for o in outcomes if o.line]
     contact_sheet(output / "contact-sheet.png", done)
 

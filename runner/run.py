@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from runner.checkpoint import identity
 from runner.config import RunConfig
-from runner.distributed import World, join_world, leave_world
+from runner.distributed import World
 from runner.errors import UserError
 from runner.job import plan, read_job, run_job
 from runner.outputs import write_whole
@@ -21,19 +21,11 @@ from runner.pipeline import open_pipeline
 from runner.report import summary, write_report
 
 
-def run(config: RunConfig) -> int:
-    """Make the job on this world of ranks. Returns the exit code: 0 all made, 1 some failed."""
-    world = join_world()
+def run(config: RunConfig, world: World) -> int:
+    """Make the job on the ranks of `world`. Returns the exit code: 0 all made, 1 some failed."""
     # Their bars are one for each component and rank; ours is one for the run.
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    try:
-        return _run(config, world)
-    finally:
-        leave_world()
-
-
-def _run(config: RunConfig, world: World) -> int:
     start = perf_counter()
     prompts = world.agreed(lambda: read_job(config.job))
     world.agreed(lambda: _check_world(config, world))
@@ -66,7 +58,7 @@ def _check_world(config: RunConfig, world: World) -> None:
 def _make_output(output: Path) -> None:
     try:
         (output / "images").mkdir(parents=True, exist_ok=True)
-        write_whole(output / "run.json", lambda temp: temp.write_text("{}\n") and None)
+        write_whole(output / "run.json", lambda temp: temp.write_text("{}\n"))
     except OSError as error:
         raise UserError(f"job.output: cannot write to {output}: {error.strerror or error}") from error
 

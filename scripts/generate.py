@@ -39,9 +39,12 @@ def main() -> int:
             print(to_yaml(config), end="")
             return 0
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        from runner.run import run  # torch and diffusers take seconds to import; --help should not
+        # torch and diffusers take seconds to import; --help should not.
+        from runner.distributed import joined_world
+        from runner.run import run
 
-        return run(config)
+        with joined_world() as world:
+            return run(config, world)
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)

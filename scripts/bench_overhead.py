@@ -1,0 +1,119 @@
+"""What the runner adds to a pipeline call: ours against the bare stock pipeline, with the same loaded modules.
+
+The default call is launch-bound: 4 latent tokens, so that Python and operator dispatch take nearly all of the time.
+Every round calls each arm once, in random order; ratios are paired within a round. `again` repeats `inference`: its
+ratio shows the noise.
+"""
+
+import argparse
+import gc
+import platform
+import random
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+
+from runner.config import ModelConfig, RunConfig
+from runner.pipeline import open_pipeline
+
+Arm = Callable[[], Any]
+RATIOS = (("ours", "inference"), ("ours", "no_grad"), ("inference", "no_grad"), ("again", "inference"))
+
+
+def main() -> None:
+    options = _parse()
+    diffusers.logging.set_verbosity_error()
+    device = torch.device(options.device)
+    pipeline = open_pipeline(RunConfig(model=ModelConfig(path=options.model)), device)
+    call = {"height": options.size, "width": options.size, "num_inference_steps": options.steps}
+    if "use_resolution_binning" in pipeline.arguments:  # PixArt and Sana would move the size to one they know.
+        call["use_resolution_binning"] = False
+    pipeline.check_prompt(options.prompt, "--prompt")
+    pipeline.check_arguments(call, "call")
+
+    def bare(mode: Callable[[], AbstractContextManager[Any]]) -> Any:
+        with mode():
+            output = pipeline.stock(
+                **{pipeline.prompt_argument: [options.prompt]},
+                **call,
+                generator=torch.Generator("cpu").manual_seed(options.seed),
+                output_type="np",
+            )
+        return output[0][0]
+
+    arms: dict[str, Arm] = {
+        "ours": lambda: pipeline(options.prompt, options.seed, call, "np"),
+        "inference": lambda: bare(torch.inference_mode),
+        "again": lambda: bare(torch.inference_mode),
+        "no_grad": lambda: bare(torch.no_grad),
+    }
+    pictures = {name: arm() for name, arm in arms.items()}
+    for name, picture in pictures.items():
+        if picture.tobytes() != pictures["inference"].tobytes():
+            raise SystemExit(f"{name} and inference give different pictures; nothing was timed")
+    print(_machine(device))
+    print(
+        f"{options.model}: {options.size}x{options.size}, {options.steps} steps, {options.calls} rounds; bitwise equal"
+    )
+    _report(_measure(arms, options.warmup, options.calls, random.Random(options.seed)))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="models/emoji-dit", help="a diffusers directory (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="a torch device (default: %(default)s)")
+    parser.add_argument("--calls", type=int, default=100, help="timed rounds (default: %(default)s)")
+    parser.add_argument("--warmup", type=int, default=10, help="rounds before those (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=16, help="height and width in pixels (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=4, help="inference steps (default: %(default)s)")
+    parser.add_argument("--prompt", default="a red apple", help="text (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise and of the order (default: %(default)s)")
+    options = parser.parse_args()
+    if options.calls < 1 or options.warmup < 0:
+        parser.error("--calls must be at least 1 and --warmup at least 0")
+    return options
+
+
+def _measure(arms: dict[str, Arm], warmup: int, calls: int, order: random.Random) -> dict[str, np.ndarray]:
+    """Seconds by arm, one for each timed round. The picture is an array on the host, so a call's work is done."""
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        for number in range(warmup + calls):
+            for name in order.sample(list(arms), len(arms)):
+                gc.collect()
+                start = time.perf_counter()
+                arms[name]()
+                elapsed = time.perf_counter() - start
+                if number >= warmup:
+                    seconds[name].append(elapsed)
+    finally:
+        gc.enable()
+        gc.unfreeze()
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def _report(seconds: dict[str, np.ndarray]) -> None:
+    for name, values in seconds.items():
+        low, middle, high = np.percentile(values, (10, 50, 90)) * 1e3
+        print(f"{name:22} {middle:8.3f} ms    (10th-90th percentile {low:.3f}-{high:.3f})")
+    for top, bottom in RATIOS:
+        low, middle, high = np.percentile(seconds[top] / seconds[bottom], (10, 50, 90))
+        print(f"{top + ' / ' + bottom:22} {middle:8.4f}       (10th-90th percentile {low:.4f}-{high:.4f})")
+
+
+def _machine(device: torch.device) -> str:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} {device}"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, diffusers {diffusers.__version__}"
+    return f"{name}, {torch.get_num_threads()} thread(s); {versions}"
+
+
+if __name__ == "__main__":
+    main()
