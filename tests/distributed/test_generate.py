@@ -65,6 +65,19 @@ def test_every_family_gives_the_stock_bits_on_every_rank(num_ranks: int, tiny_ro
             assert line["sha256"] == pixel_hash(made)
 
 
+def test_two_ranks_give_the_stock_latents(tiny_root: Path, tmp_path: Path) -> None:
+    stocks = {name: tiny.load_stock(tiny.build(name, tiny_root)) for name in tiny.FAMILIES}
+    script = ROOT / "tests" / "distributed" / "latents_on_ranks.py"
+    result = launch(2, script, str(tiny_root), str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    for name, family in tiny.FAMILIES.items():
+        for rank in (0, 1):
+            expected = tiny.call_stock(stocks[name], family, family.prompts[rank], rank, output_type="latent")[0]
+            assert np.array_equal(np.load(tmp_path / f"{name}-{rank}.npy"), np.asarray(expected)), (
+                f"{name}, rank {rank}"
+            )
+
+
 def test_the_embedded_model_gives_the_stock_pictures_on_two_ranks(emoji: Path, tmp_path: Path) -> None:
     """Three prompts on two ranks: a ragged last wave. Also everything that a run leaves behind."""
     recipe = ["job.prompt=[a rocket, a panda, a castle]", "job.seed=5", "job.call.num_inference_steps=4"]
