@@ -88,7 +88,7 @@ class ExecutionConfig:
 class JobConfig:
     prompt: Any = _option("one prompt, or a list of prompts; a class label for class-conditional models", default=None)
     prompts: str | None = _option(
-        "a file of prompts: .txt (one a line), .jsonl or .csv (fields override the call)", default=None
+        "a file instead of job.prompt: .txt (one a line), .jsonl or .csv (fields override the call)", default=None
     )
     images_per_prompt: int = _option("pictures of each prompt; the seed counts up", default=1)
     seed: int = _option("seed of the first picture of each prompt", default=0)

@@ -43,7 +43,10 @@ class Outcome:
 
 
 def read_job(job: JobConfig) -> list[Prompt]:
-    """The prompts of `job.prompt` or of the file `job.prompts`. Raises UserError when there are none, or both."""
+    """The prompts of the file `job.prompts`, which comes before a recipe's `job.prompt`, else those of `job.prompt`.
+
+    Raises UserError when there are none, or one is no text (or class label).
+    """
     if job.prompts is not None:
         return read_prompts(Path(job.prompts))
     prompts = job.prompt if isinstance(job.prompt, list) else [] if job.prompt is None else [job.prompt]

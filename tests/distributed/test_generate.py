@@ -118,7 +118,7 @@ def test_a_failing_request_is_recorded_and_the_others_go_on(emoji: Path, tmp_pat
     ]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = generate(
-        1, "job.prompt=null", f"job.prompts={prompts}", "job.images_per_prompt=1", "job.call.num_inference_steps=2",
+        1, f"job.prompts={prompts}", "job.images_per_prompt=1", "job.call.num_inference_steps=2",
         f"job.output={tmp_path / 'out'}",
     )  # fmt: skip
     assert result.returncode == 1, result.stderr
