@@ -3,7 +3,7 @@
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -33,9 +33,12 @@ class Decision:
 
 def enter(mode: ExecutionMode, device_type: str) -> AbstractContextManager[Any]:
     """The context of `mode`. NORMAL pairs inference_mode(False) with no_grad: alone it would turn autograd on."""
+    if device_type in WITHOUT_INFERENCE_MODE:
+        return torch.no_grad()
+    if mode is ExecutionMode.INFERENCE:
+        return torch.inference_mode(True)
     stack = ExitStack()
-    if device_type not in WITHOUT_INFERENCE_MODE:
-        stack.enter_context(torch.inference_mode(mode is ExecutionMode.INFERENCE))
+    stack.enter_context(torch.inference_mode(False))
     stack.enter_context(torch.no_grad())
     return stack
 
@@ -103,4 +106,4 @@ def _boundary(
 
 
 def _named_range(name: str) -> AbstractContextManager[Any]:
-    return torch.profiler.record_function(name) if torch.autograd._profiler_enabled() else ExitStack()
+    return torch.profiler.record_function(name) if torch.autograd._profiler_enabled() else nullcontext()

@@ -1,6 +1,6 @@
 """What the runner adds to a pipeline call: ours against the bare stock pipeline, with the same loaded modules.
 
-The default call is launch-bound: 4 latent tokens, so that Python and operator dispatch take nearly all of the time.
+The default call has 4 latent tokens, so that little arithmetic hides the cost of Python and of operator dispatch.
 Every round calls each arm once, in random order; ratios are paired within a round. `again` repeats `inference`: its
 ratio shows the noise.
 """
