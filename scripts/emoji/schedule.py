@@ -83,25 +83,27 @@ def train(
         write_atomically(checkpoint, lambda temporary: torch.save(content, temporary))
         on_save()
 
-    last_saved, losses = time.monotonic(), []
-    while budget.progress < 1:
+    last_saved, losses, unsaved = time.monotonic(), [], False
+    # Read once a step: the clock moves on, and every part of a step is to see the same progress.
+    while (progress := budget.progress) < 1:
         for group, rate in zip(groups, full_rates, strict=True):
-            group["lr"] = rate * learning_rate_scale(budget.progress)
+            group["lr"] = rate * learning_rate_scale(progress)
         for optimizer in optimizers:
             optimizer.zero_grad()
-        losses.append(step(budget.progress).detach())
+        losses.append(step(progress).detach())
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for optimizer in optimizers:
             optimizer.step()
         num_steps += 1
+        unsaved = True
         if num_steps % 100 == 0:
             loss = torch.stack(losses).mean().item()
             losses.clear()
             print(f"step {num_steps:6d}  loss {loss:.4f}  {budget.spent / 60:6.2f} of {minutes:g} min", flush=True)
         if time.monotonic() - last_saved > save_every:
             save()
-            last_saved = time.monotonic()
-    if losses:
+            last_saved, unsaved = time.monotonic(), False
+    if unsaved:
         save()
 
 

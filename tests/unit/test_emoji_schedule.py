@@ -50,6 +50,17 @@ def test_a_finished_training_is_not_continued_unless_the_budget_grows(tmp_path: 
     assert torch.load(checkpoint, weights_only=True)["num_steps"] == num_steps + more_steps
 
 
+def test_the_last_step_is_saved_whatever_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that moves one second a step ends the budget right after step 100, where the losses are printed."""
+    progress = iter([step / 100 for step in range(101)])
+    monkeypatch.setattr("scripts.emoji.schedule.Budget.progress", property(lambda _: next(progress)))
+    checkpoint = tmp_path / "layer.pt"
+    model, num_steps = run(checkpoint, minutes=1)
+    saved = torch.load(checkpoint, weights_only=True)
+    assert num_steps == saved["num_steps"] == 100
+    assert torch.equal(saved["model"]["weight"], model.weight)
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_atomically(path, lambda temporary: temporary.write_text("old"))
