@@ -70,6 +70,7 @@ class Pipeline:
 
         The noise comes from a CPU generator of the request's own, so that no other request, rank or device moves it.
         """
+        self.timings.current = None  # a failure before the first component call is not the last request's
         with (
             boundaries(self.components, self.decisions, self.device, self.timings),
             enter(ExecutionMode.INFERENCE, self.device.type),

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from time import perf_counter
 
 import diffusers
@@ -58,7 +59,8 @@ def _check_world(config: RunConfig, world: World) -> None:
 def _make_output(output: Path) -> None:
     try:
         (output / "images").mkdir(parents=True, exist_ok=True)
-        write_whole(output / "run.json", lambda temp: temp.write_text("{}\n"))
+        with TemporaryFile(dir=output / "images"):
+            pass
     except OSError as error:
         raise UserError(f"job.output: cannot write to {output}: {error.strerror or error}") from error
 

@@ -128,6 +128,7 @@ def test_a_failing_request_is_recorded_and_the_others_go_on(emoji: Path, tmp_pat
     assert all((tmp_path / "out" / line["file"]).resolve().parent == tmp_path / "out" / "images" for line in lines)
     (failure,) = json.loads((tmp_path / "out" / "run.json").read_text())["failures"]
     assert failure["prompt"] == "a panda" and "63" in failure["reason"]
+    assert failure["reason"].startswith("start/PixArtSigmaPipeline"), "raised before any component was called"
 
 
 def test_a_video_is_an_mp4_with_its_frame_rate(tiny_root: Path, tmp_path: Path) -> None:
