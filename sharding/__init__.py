@@ -1,13 +1,14 @@
 """FSDP over ranks for any component: shard it, load each rank's slice, prime it, read off what it is."""
 
-from sharding.checkpoint import CheckpointError
-from sharding.fsdp import bytes_per_rank, is_sharded, reshard, shard
+from sharding.fsdp import reshard, shard
 from sharding.guard import OutsideRead
 from sharding.inference_mode import is_primed, prime
 from sharding.layout import Layout, fake_world, layout
-from sharding.loading import KeysDiffer, LoadReport, load_sharded, set_dtype
+from sharding.loading import LoadReport, load_sharded, set_dtype
 from sharding.mesh import build_mesh
+from sharding.observed import Sharding, bytes_per_rank, is_sharded, sharding_of
 from sharding.verification import MixedModesUnsafe, verify_mixed_modes
+from structure.checkpoint import CheckpointError, KeysDiffer
 
 __all__ = [
     "CheckpointError",
@@ -16,6 +17,7 @@ __all__ = [
     "LoadReport",
     "MixedModesUnsafe",
     "OutsideRead",
+    "Sharding",
     "build_mesh",
     "bytes_per_rank",
     "fake_world",
@@ -27,5 +29,6 @@ __all__ = [
     "reshard",
     "set_dtype",
     "shard",
+    "sharding_of",
     "verify_mixed_modes",
 ]

@@ -14,11 +14,12 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import Shard
 
 from sharding.guard import guard_methods
 from sharding.inference_mode import refuse_inference_mode
-from sharding.units import find_units
+from sharding.observed import is_sharded
+from structure.units import find_units
 
 logger = logging.getLogger(__name__)
 
@@ -97,23 +98,6 @@ def reshard(module: nn.Module) -> None:
     for inner in module.modules():  # before the first forward the root does not know its blocks yet
         if isinstance(inner, FSDPModule):
             inner.reshard()
-
-
-def is_sharded(module: nn.Module) -> bool:
-    """Whether any module below is an FSDP module or any parameter a DTensor, whoever sharded it."""
-    return any(isinstance(inner, FSDPModule) for inner in module.modules()) or any(
-        isinstance(parameter, DTensor) for parameter in module.parameters()
-    )
-
-
-def bytes_per_rank(module: nn.Module) -> int:
-    """Bytes of parameters and buffers that this rank registers now: its slices of what is sharded, and the rest whole.
-
-    Meta parameters count as what they will take. Call `reshard` first for the figure at rest.
-    """
-    tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}.values()
-    locals_ = (t.to_local() if isinstance(t, DTensor) else t for t in tensors)
-    return sum(t.numel() * t.element_size() for t in locals_)
 
 
 def _spread(blocks: list[nn.Module], count: int) -> set[nn.Module]:

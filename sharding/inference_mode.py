@@ -6,6 +6,7 @@ that a later one cannot write: "Inplace update to inference tensor", or "do not 
 in normal mode, before any forward, makes the buffers normal tensors; then calls may run in either mode, in any order.
 """
 
+import ctypes
 from collections.abc import Iterator
 
 import torch
@@ -33,6 +34,7 @@ def prime(module: nn.Module) -> None:
             if isinstance(inner, FSDPModule):
                 inner.unshard()
                 inner.reshard()
+                _give_back_freed_memory()
 
 
 def is_primed(module: nn.Module) -> bool:
@@ -46,3 +48,10 @@ def _gather_buffers(module: nn.Module) -> Iterator[list[torch.Tensor]]:
         if isinstance(inner, FSDPModule):
             for group in inner._get_fsdp_state()._fsdp_param_groups:
                 yield from (parameter.all_gather_outputs for parameter in group.fsdp_params)
+
+
+def _give_back_freed_memory() -> None:
+    """glibc keeps freed chunks of up to 32 MiB: gathered blocks on a CPU would add up to the whole weights."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -1,7 +1,7 @@
 """Fill a sharded module from its safetensors files, each rank reading only its own slices."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -14,28 +14,10 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from sharding.checkpoint import CheckpointError, StoredTensor, open_checkpoint
 from sharding.inference_mode import refuse_inference_mode
+from structure.checkpoint import CheckpointError, StoredTensor, few, match_keys, refuse_misshapen
 
 _Result = TypeVar("_Result")
-
-
-class KeysDiffer(CheckpointError):
-    """The stored keys are not the module's: load through the library that knows how they map, then shard.
-
-    `missing`: weights of the module that are not stored. `extra`: stored tensors that the module has no place for.
-    """
-
-    def __init__(self, directory: str, missing: Sequence[str], extra: Sequence[str]) -> None:
-        super().__init__(directory, missing, extra)  # all of it in args, so that the error can be sent to other ranks
-        self.directory, self.missing, self.extra = directory, tuple(missing), tuple(extra)
-
-    def __str__(self) -> str:
-        parts = [f"{len(keys)} {kind} ({_few(keys)})" for kind, keys in self._kinds() if keys]
-        return f"{self.directory}: the stored keys are not the module's: {' and '.join(parts)}"
-
-    def _kinds(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        return ("missing", self.missing), ("extra", self.extra)
 
 
 @dataclass(frozen=True)
@@ -89,13 +71,9 @@ def load_sharded(
     """
     refuse_inference_mode("load weights")
     start = time.perf_counter()
-    weights = _on_all_ranks(lambda: _plan(module, directory, rename or _same, variant))
+    weights = _on_all_ranks(lambda: _plan(module, directory, rename, variant))
     bytes_read = _on_all_ranks(lambda: _fill(weights, device, torch.device("cpu") if offload_to_host else device))
     return LoadReport(len(weights), bytes_read, time.perf_counter() - start)
-
-
-def _same(key: str) -> str:
-    return key
 
 
 def _on_all_ranks(step: Callable[[], _Result]) -> _Result:
@@ -113,48 +91,34 @@ def _on_all_ranks(step: Callable[[], _Result]) -> _Result:
     return outcome
 
 
-def _plan(module: nn.Module, directory: Path, rename: Callable[[str], str], variant: str | None) -> list[_Weight]:
+def _plan(
+    module: nn.Module, directory: Path, rename: Callable[[str], str] | None, variant: str | None
+) -> list[_Weight]:
     """Pair every weight of the module with one stored tensor, in the order of the files."""
-    stored: dict[str, StoredTensor] = {}
-    for key, tensor in open_checkpoint(directory, variant).items():
-        twin = stored.setdefault(rename(key), tensor)
-        if twin is not tensor:
-            raise CheckpointError(f"{directory} stores {rename(key)} twice: as {twin.key} and as {key}")
     names: dict[int, list[str]] = {}
     tensors = module.state_dict(keep_vars=True)
     for name, weight in tensors.items():
         names.setdefault(id(weight), []).append(name)
 
-    missing = [tied[0] for tied in names.values() if not any(name in stored for name in tied)]
-    extra = [tensor.key for name, tensor in stored.items() if name not in tensors]
-    if missing or extra:
-        raise KeysDiffer(str(directory), sorted(missing), sorted(extra))
-
     weights = []
-    for tied in names.values():
-        source = next(name for name in tied if name in stored)
+    matched = match_keys(directory, names.values(), rename=rename, variant=variant)
+    for tied, stored in zip(names.values(), matched, strict=True):
         owners = [(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in tied]
-        weights.append(_Weight(stored[source], tensors[source], owners))
+        weights.append(_Weight(stored, tensors[tied[0]], owners))
     _refuse_unfit(module, weights)
     return sorted(weights, key=lambda weight: (weight.stored.file, weight.stored.key))
 
 
 def _refuse_unfit(module: nn.Module, weights: list[_Weight]) -> None:
-    misshapen = [
-        f"{w.stored.key} is stored as {list(w.stored.shape)}, the module has {list(w.tensor.shape)}"
-        for w in weights
-        if w.stored.shape != tuple(w.tensor.shape)
-    ]
-    if misshapen:
-        raise CheckpointError(f"{weights[0].stored.file.parent}: {_few(misshapen)}")
+    refuse_misshapen((weight.stored, weight.tensor.shape) for weight in weights)
     filled = [w.stored.key for w in weights if isinstance(w.tensor, nn.Parameter) and not w.tensor.is_meta]
     if filled:
-        raise CheckpointError(f"{type(module).__name__} has weights already ({_few(filled)}); build it on meta")
+        raise CheckpointError(f"{type(module).__name__} has weights already ({few(filled)}); build it on meta")
     stored = {id(w.tensor) for w in weights}
     empty = [name for name, buffer in module.named_buffers() if buffer.is_meta and id(buffer) not in stored]
     if empty:
         raise CheckpointError(
-            f"{type(module).__name__} has meta buffers that no file stores ({_few(empty)}); build it with "
+            f"{type(module).__name__} has meta buffers that no file stores ({few(empty)}); build it with "
             "accelerate.init_empty_weights(include_buffers=False)"
         )
 
@@ -195,8 +159,3 @@ def _fill_one(weight: _Weight, handle: safe_open, device: torch.device, shard_de
     for owner, attribute in weight.owners:
         setattr(owner, attribute, filled)
     return part.numel() * part.element_size()
-
-
-def _few(items: Sequence[str], limit: int = 3) -> str:
-    rest = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return "; ".join(items[:limit]) + rest

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from sharding_models import build, call
-from sharding_world import World, on_ranks
 from torch import nn
 
 import sharding
 from sharding import OutsideRead, build_mesh, bytes_per_rank, is_primed, is_sharded, prime, reshard, shard
+from tests.ranks import World, on_ranks
 
 
 class Block(nn.Module):

@@ -10,9 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
-from sharding_memory import peak_anonymous_memory
 from sharding_models import build, call, wan_dtype
-from sharding_world import World, on_ranks
 from torch import nn
 from torch.distributed.tensor import DTensor, Shard
 
@@ -27,6 +25,8 @@ from sharding import (
     set_dtype,
     shard,
 )
+from tests.memory import peak_anonymous_memory
+from tests.ranks import World, on_ranks
 
 
 def saved(name: str, world: World, max_shard_size: str = "10GB") -> Path:

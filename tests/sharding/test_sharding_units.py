@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import nn
 
-from sharding.units import find_units
+from structure.units import find_units
 
 
 class Block(nn.Module):
@@ -56,6 +56,11 @@ class ReadsWeight(Stack):
         return super().forward(x + self.blocks[-1].linear.bias)
 
 
+class CallsMethodOfWeight(Stack):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.to(self.blocks[0].linear.weight.dtype) + self.blocks[1].linear.bias.mean())
+
+
 class ReadsInLoop(Stack):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for i, (block, _) in enumerate(zip(self.blocks[1:], range(2), strict=False)):
@@ -102,6 +107,7 @@ class ReadsInDecode(Stack):
     [
         (CallsPart, ["blocks.0"]),
         (ReadsWeight, ["blocks.2"]),
+        (CallsMethodOfWeight, ["blocks.1"]),
         (ReadsInLoop, ["blocks.1", "blocks.2"]),
         (ReadsThroughName, ["blocks.0"]),
         (ReadsInMethod, ["blocks.0"]),

@@ -1,7 +1,8 @@
 """Tests that run on every rank of a small world: `@on_ranks(1, 2)` makes one pytest test a world size.
 
 A world is started once a session and serves every test of its size, because starting a rank and importing diffusers
-costs seconds. After a failure it is thrown away: its ranks may have stopped at different collectives.
+costs seconds. After a failure it is thrown away: its ranks may have stopped at different collectives. Under torchrun
+the world is the one that it started: see tests/given_world.py.
 """
 
 import importlib.util
@@ -12,6 +13,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+from tests.given_world import GivenWorld, given_size
 
 TIMEOUT = timedelta(seconds=60)
 
@@ -46,7 +50,10 @@ def on_ranks(*sizes: int) -> Callable[[Callable[..., None]], Callable[..., None]
         test.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         test.__name__, test.__doc__ = function.__name__, function.__doc__
         test.on_each_rank = function  # type: ignore[attr-defined]
-        return pytest.mark.parametrize("world_size", sizes, ids=[f"{size}ranks" for size in sizes])(test)
+        given = given_size()
+        # A test of several sizes is one of any size.
+        fitting = sizes if given is None else [given] if given in sizes or len(sizes) > 1 else []
+        return pytest.mark.parametrize("world_size", fitting, ids=[f"{size}ranks" for size in fitting])(test)
 
     return decorate
 
@@ -56,8 +63,13 @@ class Worlds:
 
     def __init__(self) -> None:
         self._ranks: dict[int, list[tuple[mp.Process, Connection]]] = {}
+        self.given = GivenWorld(TIMEOUT) if given_size() is not None else None
 
     def run(self, size: int, function: Callable[..., None], tmp_path: Path, parameters: dict[str, Any]) -> None:
+        if self.given is not None:
+            world = World(self.given.rank, self.given.size, self.given.device, self.given.shared(tmp_path))
+            self.given.run(partial(function, world, **parameters))
+            return
         if size not in self._ranks:
             self._ranks[size] = _start(size, tmp_path)
         task = (function.__code__.co_filename, function.__name__, tmp_path, parameters)
@@ -77,6 +89,8 @@ class Worlds:
             pytest.fail("\n".join(failures), pytrace=False)
 
     def close(self) -> None:
+        if self.given is not None:
+            self.given.close()
         for size in list(self._ranks):
             self._stop(size)
 

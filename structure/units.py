@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from sharding.outside_reads import outside_reads
+from structure.outside_reads import outside_reads
 
 
 @dataclass(frozen=True)

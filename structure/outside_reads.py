@@ -16,6 +16,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+_METADATA = frozenset(
+    {"device", "dim", "dtype", "is_meta", "layout", "ndim", "numel", "requires_grad", "shape", "size"}
+)
 _QUESTIONS = frozenset({"hasattr", "isinstance", "len", "type"})
 
 
@@ -144,6 +147,8 @@ def _chains(tree: ast.AST) -> list[ast.Attribute | ast.Subscript]:
 
 
 def _attribute(base: object, name: str) -> list[object]:
+    if isinstance(base, nn.Parameter):  # a method of it reads it, `.dtype` and its like do not
+        return [] if name in _METADATA else [base]
     if not isinstance(base, nn.Module):
         return []
     for table in (base._modules, base._parameters, vars(base)):
