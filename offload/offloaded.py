@@ -1,0 +1,307 @@
+"""A component whose weights come and go: its stage, and the calls that move them."""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from offload.copy_engine import CopyEngine
+from offload.engines import engine_for
+from offload.normal_mode import normal_mode, refuse_inference_mode
+from offload.order import Order
+from offload.overrides import Overrides
+from offload.ring import Ring, Slot, Traffic, slot_sizes
+from offload.store import Edit, Store
+from offload.unit_weights import UnitWeights
+from offload.units import OUTSIDE
+from offload.whole_weights import guard_weights
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    return offloader_of(module) is not None
+
+
+def offloader_of(module: nn.Module) -> "Offloaded | None":
+    """What moves this module's weights, read off the module."""
+    return vars(module).get("_offloaded")
+
+
+class Offloaded:
+    """A component whose weights come and go; made by `offload`, and found again by `offloader_of`.
+
+    A stage is what lies between `begin()` and `end()`. Outside of it only resident blocks and the buffers outside the
+    blocks are on the device: the ring goes too, so that the next component has its memory. Use it from one thread at a
+    time, on one stream a stage.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        store: Store,
+        device: torch.device,
+        units: Mapping[str, UnitWeights],
+        resident: set[str],
+        window: int | Literal["all"],
+        engine: CopyEngine | None,
+    ) -> None:
+        self.module = module
+        self.store = store
+        self.device = device
+        self.traffic = Traffic()
+        self._engine = engine_for(device) if engine is None else engine
+        self._owns_engine = engine is None
+        self._units = units
+        streamed = [name for name in units if name not in resident and name != OUTSIDE]
+        self._streamed = [units[name] for name in streamed]
+        sizes = [unit.num_bytes for unit in self._streamed]
+        self._slot_sizes = slot_sizes(sizes, len(sizes) if window == "all" else window)
+        self._order = Order(streamed)
+        self._resident: dict[str, Slot] = {name: Slot(self._engine, units[name].num_bytes) for name in resident}
+        self._outside: Slot | None = None
+        self._ring: Ring | None = None
+        self._overrides = Overrides()
+        self._handles: list[RemovableHandle] = []
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the component's stage runs: all that is outside its blocks is on the device."""
+        return self._outside is not None
+
+    @property
+    def num_bytes(self) -> int:
+        """The true weights, as they are packed."""
+        return sum(unit.num_bytes for unit in self._units.values())
+
+    @property
+    def bytes_at_rest(self) -> int:
+        """On the device between stages: resident blocks, buffers outside the blocks, non-persistent buffers."""
+        kept = sum(buffer.nbytes for buffer in kept_buffers(self.module))
+        return kept + sum(slot.buffer.numel() for slot in self._resident.values())
+
+    @property
+    def bytes_bound(self) -> int:
+        """On the device at most: the window (a slot fits any block), what is outside the blocks, what is there at rest.
+
+        A block that calls another one inside its forward takes one more slot for each such call beyond the window.
+        """
+        return self.bytes_at_rest + self._units[OUTSIDE].num_bytes + sum(self._slot_sizes)
+
+    @property
+    def bytes_of_ring(self) -> int:
+        """What `prefetch_head()` takes on the device."""
+        return sum(self._slot_sizes)
+
+    @property
+    def bytes_on_device(self) -> int:
+        """Now."""
+        outside = self._outside.buffer.numel() if self._outside else 0
+        return self.bytes_at_rest + outside + (self._ring.num_bytes if self._ring else 0)
+
+    def prefetch_head(self) -> None:
+        """Make the ring and start to fetch the blocks that will run first; may come before `begin()`, where the memory
+        allows, while another component finishes."""
+        if self._streamed and self._ring is None:
+            with normal_mode():
+                self._ring = self._make_ring()
+                self._ring.prefetch()
+
+    def begin(self) -> None:
+        """Bring up what is outside the blocks, and start on the first blocks. Idempotent; raises StoreError.
+
+        A call of an entry point begins by itself; it takes an `end()` to bring the component down.
+        """
+        if self._outside is not None:
+            return
+        unit = self._units[OUTSIDE]
+        with normal_mode():
+            self._refresh_resident()
+            slot = Slot(self._engine, unit.num_bytes)
+            try:
+                if unit.num_bytes:
+                    slot.fetch(self.store, unit.name)
+                self.prefetch_head()
+                slot.wait()
+                unit.bind(slot.buffer)
+                self._outside = slot
+            except BaseException:
+                self._close_ring()
+                unit.unbind()
+                slot.free()
+                raise
+
+    def end(self) -> None:
+        """Put everything down but the resident blocks, after the work that still reads it. Idempotent."""
+        with normal_mode():
+            self._close_ring()
+            self._order.stage_ended()
+            if self._outside is not None:
+                slot, self._outside = self._outside, None
+                self._units[OUTSIDE].unbind()
+                slot.release()
+                slot.free()
+
+    def edit(self, edits: Mapping[str, Edit]) -> None:
+        """Edit the weights where they rest, by the names that `plan_units` lists them under; see `Store.edit`.
+
+        Between calls only: it ends the stage. Any mode will do. A collective where the store is shared.
+
+        Raises what `Store.edit` raises, with the weights as they were; and StoreError where a resident block cannot be
+        fetched again: then the edits are made, and the block is away until a stage begins that can fetch it.
+        """
+        self.end()
+        with normal_mode():
+            if self.device.type != "cpu":  # queued copies may still read what is about to be written
+                torch.accelerator.synchronize(self.device)
+            self.store.edit(edits)
+            for name, slot in self._resident.items():
+                self._units[name].unbind()
+                slot.unit = None
+            self._refresh_resident()
+
+    def remove(self, device: torch.device | None = None) -> nn.Module:
+        """Give the plain module back: true weights on `device` (default: ours), each in memory of its own.
+
+        Raises StoreError, and RuntimeError where something else was laid over a method since, with the offload as it
+        was. Idempotent.
+        """
+        refuse_inference_mode("take an offload off")
+        if offloader_of(self.module) is not self:
+            return self.module
+        device = device or self.device
+        self.end()
+        with normal_mode():
+            weights = {unit: unit.read(self.store, device) for unit in self._units.values()}
+            self._overrides.undo()
+            for handle in self._handles:
+                handle.remove()
+            for unit, tensors in weights.items():
+                unit.detach(tensors)
+            for buffer in kept_buffers(self.module):
+                buffer.data = buffer.to(device)
+            for slot in self._resident.values():
+                slot.release()
+            self._free_resident()
+        return self.module
+
+    def attach(self, blocks: Mapping[str, nn.Module], entry_points: Iterable[str]) -> None:
+        """Take over the module; `offload` does it, once. Raises StoreError with the module as it was."""
+        with normal_mode():
+            try:
+                self._fetch(self._resident)
+            except BaseException:
+                self._free_resident()
+                raise
+            for buffer in kept_buffers(self.module):
+                buffer.data = buffer.to(self.device)
+            for unit in self._units.values():
+                unit.attach(self.device)
+            for name, slot in self._resident.items():
+                self._units[name].bind(slot.buffer)
+        for unit in self._streamed:
+            self._overrides.set(blocks[unit.name], "forward", self._around_block(unit, blocks[unit.name].forward))
+        for entry in entry_points:
+            if callable(getattr(type(self.module), entry, None)):
+                self._overrides.set(self.module, entry, self._around_entry(getattr(self.module, entry)))
+        self._handles = guard_weights(self.module, list(self._units.values()), self.store, self._overrides)
+        self._overrides.set(self.module, "_offloaded", self)
+
+    def _refresh_resident(self) -> None:
+        """Bring those back that an edit sent away."""
+        stale = {name: slot for name, slot in self._resident.items() if slot.unit is None}
+        self._fetch(stale)
+        for name, slot in stale.items():
+            self._units[name].bind(slot.buffer)
+
+    def _fetch(self, slots: Mapping[str, Slot]) -> None:
+        """All, or none of them holds a unit."""
+        try:
+            for name, slot in slots.items():
+                slot.release()
+                slot.fetch(self.store, name)
+            for slot in slots.values():
+                slot.wait()
+        except BaseException:
+            for slot in slots.values():
+                slot.unit = None
+            raise
+
+    def _free_resident(self) -> None:
+        while self._resident:
+            self._resident.popitem()[1].free()
+        if self._owns_engine:
+            self._engine.close()
+
+    def _around_entry(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.begin()
+            try:
+                return method(*args, **kwargs)
+            except BaseException:  # also Ctrl-C, which may come between any two steps of the ring: make a new one
+                with normal_mode():
+                    self._close_ring()
+                raise
+
+        return call
+
+    def _around_block(self, unit: UnitWeights, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """Weights move in normal mode; the block computes in its caller's. Not hooks: torch skips those on Ctrl-C."""
+
+        @functools.wraps(forward)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            slot = self._take(unit)
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                self._release(unit, slot)
+
+        return call
+
+    def _take(self, unit: UnitWeights) -> Slot:
+        with normal_mode():
+            self.prefetch_head()
+            assert self._ring is not None
+            slot = self._ring.take(unit.name)
+            unit.bind(slot.buffer)
+            return slot
+
+    def _release(self, unit: UnitWeights, slot: Slot) -> None:
+        with normal_mode():
+            if slot.users == 1:
+                unit.unbind()
+            if self._ring is not None:
+                self._ring.release(slot)
+
+    def _make_ring(self) -> Ring:
+        sizes = self._slot_sizes
+        try:
+            return Ring(self._engine, self.store, sizes, self._order, self.traffic)
+        except RuntimeError as error:  # the allocator's
+            kind = type(self.module).__name__
+            error.add_note(
+                f"{kind} needs {len(sizes)} buffers for its blocks on {self.device}, {sum(sizes)} bytes in all (the "
+                f"largest block has {max(sizes)}): use a smaller window, or fewer resident blocks"
+            )
+            raise
+
+    def _close_ring(self) -> None:
+        """Fetches that nobody waited for are dropped with their errors: who needs those blocks will see them again."""
+        ring, self._ring = self._ring, None
+        for unit in self._streamed:
+            unit.unbind()
+        if ring is not None:
+            ring.close()
+
+
+def kept_buffers(module: nn.Module) -> list[torch.Tensor]:
+    """Non-persistent buffers are in no store; they stay on the device."""
+    buffers = {
+        id(buffer): buffer
+        for inner in module.modules()
+        for name, buffer in inner._buffers.items()
+        if buffer is not None and name in inner._non_persistent_buffers_set
+    }
+    return list(buffers.values())
