@@ -1,0 +1,23 @@
+"""LoRA adapters under any placement: read and checked whole, then merged where weights rest, or applied beside them."""
+
+from lora.adapter import Adapter, AdapterError, LowRank
+from lora.beside import BesideLayers
+from lora.edits import Edits, Terms, edits_of
+from lora.merge import merged, write_merged
+from lora.reading import adapter_identity, read_adapter
+from lora.weights import MergedWeights
+
+__all__ = [
+    "Adapter",
+    "AdapterError",
+    "BesideLayers",
+    "Edits",
+    "LowRank",
+    "MergedWeights",
+    "Terms",
+    "adapter_identity",
+    "edits_of",
+    "merged",
+    "read_adapter",
+    "write_merged",
+]
