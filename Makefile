@@ -5,7 +5,7 @@ export HF_HUB_OFFLINE := 1
 # One thread a rank: two ranks on a small machine otherwise fight for its cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup generate test lint
+.PHONY: setup generate test test-slurm test-nodes test-chaos lint
 
 setup: $(VENV)/.installed
 
@@ -19,6 +19,18 @@ generate: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# As root, on Debian: two nodes in network namespaces, and a Slurm over them.
+test-slurm: setup
+	scripts/slurm/install.sh
+	$(BIN)/python -m pytest -s -m slurm tests/slurm/test_slurm.py
+
+# The same two nodes without Slurm: broken ranks, agents and links.
+test-nodes: setup
+	$(BIN)/python -m pytest -s -m slurm tests/slurm/test_two_nodes.py
+
+test-chaos: setup
+	$(BIN)/python -m pytest -s -m chaos tests/distributed/test_chaos.py
 
 lint: setup
 	$(BIN)/ruff check .

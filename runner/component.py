@@ -1,10 +1,34 @@
-"""A component of a pipeline: what it is called, the live module, and the stage it works in."""
+"""A component of a pipeline: what it is called, the live module, the stage it works in, and how it is placed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
+
+import offload
+import sharding
+from runner.config import Rest, Share
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Read off a live module: who holds the weights (`ranks` of them one copy), where they wait, and the device types
+    of the tensors that are there now."""
+
+    share: Share
+    rest: Rest
+    ranks: int
+    replicas: int
+    devices: str
+
+    def __str__(self) -> str:
+        if self.share is Share.replicate:
+            return f"{self.share.value}, {self.rest.value}"
+        copies = f" x {self.replicas}" if self.replicas > 1 else ""
+        return f"{self.share.value} {self.ranks}{copies}, {self.rest.value}"
 
 
 @dataclass(frozen=True)
@@ -14,14 +38,44 @@ class Component:
     stage: str
 
     @property
-    def placement(self) -> dict[str, str]:
-        """Observed on the live module: a whole copy on the device. Nothing else is built yet."""
-        devices = {str(p.device) for p in self.module.parameters()} or {"none"}
-        return {"share": "replicate", "rest": "device", "device": ",".join(sorted(devices))}
+    def is_sharded(self) -> bool:
+        return sharding.is_sharded(self.module)
+
+    @property
+    def placement(self) -> Placement:
+        devices = ",".join(sorted({str(t.device) for t in self.module.parameters()})) or "none"
+        found = sharding.sharding_of(self.module)
+        if found is not None:
+            rest = Rest.host if found.rests_on_host else Rest.device
+            return Placement(Share.shard, rest, found.shard, found.replicate, devices)
+        rest = Rest.device
+        if (offloader := offload.offloader_of(self.module)) is not None:
+            rest = Rest.disk if offloader.store.view(offload.OUTSIDE) is None else Rest.host
+        return Placement(Share.replicate, rest, 1, 1, devices)
 
     @property
     def num_bytes(self) -> int:
-        return sum(t.nbytes for t in (*self.module.parameters(), *self.module.buffers()))
+        """Of parameters and buffers that this rank holds now, what waits in a store for its use not counted."""
+        offloader = offload.offloader_of(self.module)
+        return offloader.bytes_on_device if offloader else sharding.bytes_per_rank(self.module)
+
+    @property
+    def moving_bytes(self) -> int:
+        """On the device while its stage runs, and not between stages; 0 for what is not offloaded."""
+        offloader = offload.offloader_of(self.module)
+        return offloader.bytes_bound - offloader.bytes_at_rest if offloader else 0
+
+    def bring_up_head(self) -> None:
+        """Start to fetch the blocks that an offloaded component will run first. Returns at once."""
+        if (offloader := offload.offloader_of(self.module)) is not None:
+            offloader.prefetch_head()
+
+    def put_down(self) -> None:
+        """Free the weights that calls brought up, if any moved. Not a collective."""
+        if self.is_sharded:
+            sharding.reshard(self.module)
+        elif (offloader := offload.offloader_of(self.module)) is not None:
+            offloader.end()
 
 
 def components_of(pipeline: Any) -> list[Component]:
@@ -39,3 +93,21 @@ def components_of(pipeline: Any) -> list[Component]:
         stage = "decode" if decoding else "encode" if isinstance(modules[name], PreTrainedModel) else "denoise"
         components.append(Component(name, modules[name], stage))
     return components
+
+
+def look_ahead(components: Sequence[Component]) -> dict[str, Component]:
+    """By the last component of a stage: the offloaded one that the next stage begins with, to come up meanwhile.
+
+    Only where its first blocks, beside all that this stage has on the device, raise no peak: another stage takes as
+    much anyhow. What a sharded component gathers is not known here, so nothing comes up beside one.
+    """
+    stages = [list(group) for _, group in groupby(components, key=lambda component: component.stage)]
+    peak = max((sum(c.moving_bytes for c in stage) for stage in stages), default=0)
+    ahead = {}
+    for stage, (first, *_) in pairwise(stages):
+        offloader = offload.offloader_of(first.module)
+        if offloader is None or any(component.is_sharded for component in stage):
+            continue
+        if sum(component.moving_bytes for component in stage) + offloader.bytes_of_ring <= peak:
+            ahead[stage[-1].name] = first
+    return ahead

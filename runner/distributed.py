@@ -1,8 +1,10 @@
 """The world this process is one rank of, and how its ranks agree."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -16,19 +18,46 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """A rank among `size` ranks, and the device it computes on. One rank has no process group."""
+    """A rank among `size` ranks, and the device it computes on.
+
+    `control` is a gloo group for what the ranks tell each other: on the host, beside the traffic of weights. A world
+    of one needs none.
+    """
 
     rank: int
     size: int
     device: torch.device
+    control: dist.ProcessGroup | None = None
 
     def gather(self, value: T) -> list[T]:
         """The values of all ranks, in rank order, on every rank. Collective."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.control)
         return values
+
+    def gather_int(self, value: int) -> list[int]:
+        """`gather` of one number (64 bits), in one small collective without pickling."""
+        if self.size == 1:
+            return [value]
+        values = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(values, torch.tensor([value]), group=self.control)
+        return [int(other) for other in values]
+
+    def check_same(self, value: object, what: str) -> None:
+        """Raise UserError on every rank where `value` is not the same on all of them. Collective."""
+        values = self.gather(hashlib.sha256(repr(value).encode()).hexdigest())
+        differing = [rank for rank, other in enumerate(values) if other != values[0]]
+        if differing:
+            raise UserError(f"{what} is not the same on all ranks: rank {differing[0]} differs from rank 0")
+
+    def from_rank_0(self, value: T | None) -> T:
+        """Rank 0's value, on every rank. Collective."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, src=0, group=self.control)
+        return values[0]  # type: ignore[return-value]
 
     def agreed(self, action: Callable[[], T]) -> T:
         """Run `action` on every rank; a UserError on any of them is raised on all, instead of a hang. Collective."""
@@ -44,12 +73,24 @@ class World:
 
 
 @contextmanager
-def joined_world() -> Iterator[World]:
-    """The process group that torchrun describes in the environment; a plain `python` is a world of one."""
+def joined_world(timeout_seconds: float = 600.0) -> Iterator[World]:
+    """The process group that torchrun describes in the environment; a plain `python` is a world of one.
+
+    A collective that waits longer than `timeout_seconds` for another rank raises.
+    """
     # Without the hint, accelerate makes a world of one of CPU ranks.
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(seconds=timeout_seconds))
+    if not dist.is_initialized():  # one rank shards too, which takes a process group
+        dist.init_process_group(
+            _backend(state.device), store=dist.HashStore(), rank=state.process_index, world_size=state.num_processes
+        )
+    control = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
     try:
-        yield World(state.process_index, state.num_processes, state.device)
+        yield World(state.process_index, state.num_processes, state.device, control)
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        dist.destroy_process_group()
+
+
+def _backend(device: torch.device) -> str:
+    own = dist.get_default_backend_for_device(device)
+    return own if device.type == "cpu" else f"cpu:gloo,{device.type}:{own}"

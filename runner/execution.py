@@ -1,21 +1,30 @@
-"""Inference mode per component: the decision, and the boundary that enforces it around each component call."""
+"""Which mode each component's calls run in: the resolver, which reads the live modules, and the modes themselves."""
 
-import functools
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
+import offload
+import sharding
 from runner.component import Component
+from runner.config import Leave
 
-# Pipelines call components through these; everything else they touch is glue, which stays in inference mode.
-ENTRY_POINTS = ("forward", "encode", "decode")
-# Device types whose torch backend lacks inference mode; there INFERENCE is no_grad.
-WITHOUT_INFERENCE_MODE = frozenset({"npu"})
+# What INFERENCE is on each device type. torch_npu has no inference mode.
+_INFERENCE: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
+    "cuda": torch.inference_mode,
+    "xpu": torch.inference_mode,
+    "mps": torch.inference_mode,
+    "cpu": torch.inference_mode,
+    "npu": torch.no_grad,
+}
+# Where torch keeps modules that wrap others: FSDP1, DDP, compiled modules.
+_WRAPPERS = ("torch.distributed.", "torch.nn.parallel.", "torch._dynamo.")
 
 
 class ExecutionMode(Enum):
@@ -32,78 +41,90 @@ class Decision:
 
 
 def enter(mode: ExecutionMode, device_type: str) -> AbstractContextManager[Any]:
-    """The context of `mode`. NORMAL pairs inference_mode(False) with no_grad: alone it would turn autograd on."""
-    if device_type in WITHOUT_INFERENCE_MODE:
-        return torch.no_grad()
-    if mode is ExecutionMode.INFERENCE:
-        return torch.inference_mode(True)
+    """The context of `mode`; a device type that the table does not know gets no_grad, which every platform has.
+
+    NORMAL pairs inference_mode(False) with no_grad: alone it would turn autograd on.
+    """
+    inference = _INFERENCE.get(device_type, torch.no_grad)
+    if mode is ExecutionMode.INFERENCE or inference is torch.no_grad:
+        return inference()
     stack = ExitStack()
     stack.enter_context(torch.inference_mode(False))
     stack.enter_context(torch.no_grad())
     return stack
 
 
-def decide(component: Component) -> Decision:
-    """Read off the live module: weights that stay where they are may be used in inference mode."""
-    for name, tensor in (*component.module.named_parameters(), *component.module.named_buffers()):
-        if tensor.is_inference():
-            raise AssertionError(f"{component.name}.{name} is an inference tensor; load it in normal mode")
-    return Decision(ExecutionMode.INFERENCE, "resident: its weights do not move")
+def resolve(components: Sequence[Component], leave: Leave) -> dict[str, Decision]:
+    """Every component's decision by name, in the components' order."""
+    return {component.name: decide(component.module, leave) for component in components}
 
 
-@dataclass
-class Timings:
-    """Seconds and calls by stage; `current` is the last stage and component entered, for error reports."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    calls: dict[str, int] = field(default_factory=dict)
-    current: tuple[str, str] | None = None
-
-    def add(self, stage: str, seconds: float) -> None:
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-        self.calls[stage] = self.calls.get(stage, 0) + 1
-
-
-@contextmanager
-def boundaries(
-    components: Sequence[Component], decisions: dict[str, Decision], device: torch.device, timings: Timings
-) -> Iterator[None]:
-    """While open, every call of a component enters the component's mode and is timed for its stage.
-
-    Wraps the entry points on the instances, keeping their signatures (pipelines inspect them), and takes them off at
-    the end. On an accelerator the seconds are the host's: work is queued, not awaited.
-    """
-    wrapped = []
+def by_stage(components: Sequence[Component], decisions: Mapping[str, Decision]) -> dict[str, dict[str, Decision]]:
+    """The decisions of each stage's components."""
+    stages: dict[str, dict[str, Decision]] = {}
     for component in components:
-        for entry in ENTRY_POINTS:
-            method = getattr(component.module, entry, None)
-            if callable(method) and callable(getattr(type(component.module), entry, None)):
-                stage = "encode" if entry == "encode" else component.stage
-                mode = decisions[component.name].mode
-                setattr(component.module, entry, _boundary(method, component.name, stage, mode, device.type, timings))
-                wrapped.append((component.module, entry))
-    try:
-        yield
-    finally:
-        for module, entry in wrapped:
-            delattr(module, entry)
+        stages.setdefault(component.stage, {})[component.name] = decisions[component.name]
+    return stages
 
 
-def _boundary(
-    method: Callable[..., Any], name: str, stage: str, mode: ExecutionMode, device_type: str, timings: Timings
-) -> Callable[..., Any]:
-    @functools.wraps(method)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        timings.current = (stage, name)
-        start = time.perf_counter()
-        # The profiler's range costs microseconds a call, so only a running profiler gets one.
-        with enter(mode, device_type), _named_range(f"{stage}/{name}"):
-            output = method(*args, **kwargs)
-        timings.add(stage, time.perf_counter() - start)
-        return output
+def decide(module: nn.Module, leave: Leave) -> Decision:
+    """Read off the live module: weights that move need normal mode, around the call or only around the movement.
 
-    return call
+    What is not known to be safe runs in NORMAL, and the reason says what was found.
+    """
+    if (foreign := _foreign_wrapper(module)) is not None:
+        return Decision(ExecutionMode.NORMAL, f"unknown wrapper: {foreign}")
+    frozen = sum(t.is_inference() for t in (*module.parameters(), *module.buffers()))
+    note = f"; {frozen} of its tensors are inference tensors, made inside inference mode" if frozen else ""
+    found = sharding.sharding_of(module)
+    if found is not None:
+        return _decide_sharded(module, found, leave, note)
+    if offload.is_offloaded(module):
+        if leave is Leave.component:
+            return Decision(ExecutionMode.NORMAL, f"offloaded: its blocks come and go{note}")
+        return Decision(ExecutionMode.INFERENCE, f"offloaded: only the copying of blocks leaves it{note}")
+    if (unknown := _unknown_wrapper(module)) is not None:
+        return Decision(ExecutionMode.NORMAL, f"unknown wrapper: {unknown}{note}")
+    return Decision(ExecutionMode.INFERENCE, f"resident: its weights do not move{note}")
 
 
-def _named_range(name: str) -> AbstractContextManager[Any]:
-    return torch.profiler.record_function(name) if torch.autograd._profiler_enabled() else nullcontext()
+def _decide_sharded(module: nn.Module, found: sharding.Sharding, leave: Leave, note: str) -> Decision:
+    ranks = f"{found.shard} rank{'s' if found.shard > 1 else ''}"
+    if not found.by_fsdp:
+        return Decision(ExecutionMode.NORMAL, f"unknown wrapper: DTensors over {ranks} that FSDP does not own{note}")
+    if leave is Leave.component:
+        return Decision(ExecutionMode.NORMAL, f"sharded over {ranks}: its weights are gathered block by block{note}")
+    if not sharding.is_primed(module):
+        return Decision(ExecutionMode.NORMAL, f"sharded over {ranks}, and not primed{note}")
+    return Decision(ExecutionMode.INFERENCE, f"sharded over {ranks} and primed: only the gathering leaves it{note}")
+
+
+def _foreign_wrapper(module: nn.Module) -> str | None:
+    """A library's own weight mover, on a component of any placement."""
+    for name, inner in module.named_modules():
+        where = name or "the component"
+        if hasattr(inner, "_hf_hook"):
+            return f"accelerate's {type(inner._hf_hook).__name__} on {where}"
+        if hasattr(inner, "_diffusers_hook"):
+            return f"a diffusers hook on {where}"
+        if not isinstance(inner, FSDPModule) and type(inner).__module__.startswith(
+            ("torch.distributed.", "torch.nn.parallel.", "torch._dynamo.")
+        ):
+            return f"{type(inner).__name__} around {where}"
+    return None
+
+
+def _unknown_wrapper(module: nn.Module) -> str | None:
+    """Anything on a plain module that could move its weights: hooks, a replaced forward, unusual tensors."""
+    for name, inner in module.named_modules():
+        where = name or "the component"
+        for hook in (*inner._forward_pre_hooks.values(), *inner._forward_hooks.values()):
+            return f"the forward hook {getattr(hook, '__qualname__', type(hook).__name__)} on {where}"
+        if "forward" in vars(inner):
+            return f"the forward of {where} was replaced on the instance"
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if type(tensor) not in (nn.Parameter, torch.Tensor, nn.Buffer):
+            return f"{name} is a {type(tensor).__name__}"
+        if tensor.is_meta:
+            return f"{name} is on the meta device: something else must bring it"
+    return None

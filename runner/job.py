@@ -2,23 +2,31 @@
 
 import hashlib
 import json
-import os
+import socket
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import torch
 from PIL import Image
 from tqdm import tqdm
 
 from runner.config import Format, JobConfig
 from runner.distributed import World
 from runner.errors import UserError
+from runner.fault import ends_the_job
+from runner.finite import require_finite
+from runner.folder import Folder
+from runner.lockstep import OutOfStep, PeerLeft
+from runner.manifest import IMAGES, State, file_facts, free_stems
 from runner.outputs import pixel_hash, pixels, save_array, save_picture, save_video, slug
 from runner.pipeline import Pipeline
 from runner.prompts import Prompt, read_prompts
+from runner.watch import Watch
+from runner.waves import Waves
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,7 @@ class Request:
     seed: int
     call: Mapping[str, Any]
     stem: str
+    lora: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,16 @@ class Outcome:
 
     request: Request
     line: Mapping[str, Any] | None = None
-    failure: str | None = None
+    failure: Mapping[str, Any] | None = None  # a line of failures.jsonl
+    again: PeerLeft | None = None  # not to blame: another rank's request ended the wave
+    earlier: bool = False  # settled before this run
+
+    @property
+    def reason(self) -> str | None:
+        """The failure in one line."""
+        if self.failure is None:
+            return None
+        return "{stage}/{component}: {error}: {message}".format_map(self.failure)
 
 
 def read_job(job: JobConfig) -> list[Prompt]:
@@ -63,102 +81,151 @@ def plan(prompts: Sequence[Prompt], job: JobConfig, pipeline: Pipeline, recipe: 
 
     `recipe` is what decides the pixels of all of them: the weights' identity and the dtype.
     """
-    requests: list[Request] = []
-    for prompt in prompts:
-        where = f"prompt {len(requests) // job.images_per_prompt + 1}"
+    requests: dict[str, Request] = {}
+    for position, prompt in enumerate(prompts):
+        where = f"prompt {position + 1}"
         pipeline.check_prompt(prompt.text, where)
         pipeline.check_arguments(prompt.call, where)
         call = {**job.call, **prompt.call}
+        lora = pipeline.adapters.choose(prompt.lora, where)
         first = job.seed if prompt.seed is None else prompt.seed
         for seed in range(first, first + job.images_per_prompt):
             decides = {**recipe, "prompt": prompt.text, "seed": seed, "call": call, "format": job.format.value}
+            decides |= pipeline.adapters.identity(lora)
             digest = hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()
-            stem = f"{len(requests):04d}-{slug(prompt.text)}-{seed}"
-            requests.append(Request(digest[:16], len(requests), prompt.text, seed, call, stem))
-    return requests
+            number = position * job.images_per_prompt + seed - first
+            stem = f"{number:04d}-{slug(prompt.text)}-{seed}"
+            # A request that is asked for twice is the same picture: made once, under its first number.
+            requests.setdefault(digest[:16], Request(digest[:16], number, prompt.text, seed, call, stem, lora))
+    return list(requests.values())
 
 
-def run_job(requests: Sequence[Request], pipeline: Pipeline, job: JobConfig, world: World) -> list[Outcome]:
-    """Make every request: in each wave, each rank makes one. Rank 0 writes the manifest after each wave.
+def settle(requests: Sequence[Request], state: State, max_attempts: int) -> tuple[list[Outcome], list[Request]]:
+    """What earlier runs have settled (finished, or given up after `max_attempts` tries), and what is left to make.
 
-    The manifest is new for each run, so it never names a picture that this run did not make. Returns all outcomes on
-    every rank, in the requests' order.
+    What was tried before and did not finish comes last: should it end the job again, the others are made by then.
     """
-    output = Path(job.output)
+    settled, left = [], []
+    stems = free_stems([(request.id, request.stem) for request in requests], state.finished)
+    for request, stem in zip(requests, stems, strict=True):
+        if request.id in state.finished:
+            settled.append(Outcome(request, line=state.finished[request.id], earlier=True))
+        elif state.attempts.get(request.id, 0) >= max_attempts:
+            given_up = state.failures.get(request.id) or _without_a_word(request, state.attempts[request.id])
+            settled.append(Outcome(request, failure=given_up, earlier=True))
+        else:
+            left.append(replace(request, stem=stem))
+    return settled, sorted(left, key=lambda request: state.attempts.get(request.id, 0))
+
+
+def run_job(
+    requests: Sequence[Request], pipeline: Pipeline, job: JobConfig, world: World, *, folder: Folder, watch: Watch
+) -> list[Outcome]:
+    """Make the requests: in each wave, each rank makes one. Rank 0 records them after each wave.
+
+    Ends early, between two waves, when the job is asked to stop. Returns what was tried, on every rank.
+    """
     outcomes: list[Outcome] = []
-    manifest = output / "manifest.jsonl"
+    waves = Waves(requests, world.size, lockstep=pipeline.lockstep.is_needed)
     bar = tqdm(total=len(requests), desc="generating", unit="picture", disable=world.rank != 0 or None)
-    with bar, _appending(manifest, world) as append:
-        for wave in _waves(requests, world.size):
-            mine = _make(wave[world.rank], pipeline, job, world.rank) if world.rank < len(wave) else None
-            made = [outcome for outcome in world.gather(mine) if outcome is not None]
-            outcomes += made
-            append([outcome.line for outcome in made if outcome.line])
-            bar.update(len(made))
+    with bar:
+        for wave in watch.until_stopped(waves):
+            with watch.wave([request.id for request in wave]):
+                folder.begin(watch.activity.wave)
+                mine = _make_mine(wave, pipeline, job, watch)
+                watch.waiting()
+                made = [outcome for outcome in world.gather(mine) if outcome is not None]
+                watch.doing("record")
+                again = [outcome.request for outcome in made if outcome.again]
+                folder.withdraw([request.id for request in again])
+                folder.record([outcome.line for outcome in made], [outcome.failure for outcome in made])
+            waves.again(again, alone=any(isinstance(outcome.again, OutOfStep) for outcome in made))
+            done = [outcome for outcome in made if outcome.again is None]
+            outcomes += done
+            bar.update(len(done))
     return outcomes
 
 
-def _waves(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
-    for start in range(0, len(requests), size):
-        yield requests[start : start + size]
+def _make_mine(wave: Sequence[Request], pipeline: Pipeline, job: JobConfig, watch: Watch) -> Outcome | None:
+    """This rank's request of the wave; where there is none but the ranks must stay in step, filler work."""
+    rank = watch.activity.rank
+    if rank < len(wave):
+        outcome = _make(wave[rank], pipeline, job, watch)
+        # Alone, a request has only its own repetitions beside it: out of step with itself, it is to blame.
+        if len(wave) == 1 and outcome.again is not None:
+            return Outcome(outcome.request, failure=_failure(outcome.request, pipeline, outcome.again))
+        return outcome
+    if pipeline.lockstep.is_needed:
+        _make(wave[0], pipeline, job, watch, keep=False)
+    else:
+        _switch_along(wave[0], pipeline)
+    return None
 
 
-class _appending:
-    """Rank 0's open manifest. A line is flushed to the disk before the next wave begins."""
-
-    def __init__(self, path: Path, world: World) -> None:
-        self.stream = path.open("w", encoding="utf-8") if world.rank == 0 else None
-
-    def __enter__(self) -> Any:
-        return self.append
-
-    def append(self, lines: Sequence[Mapping[str, Any] | None]) -> None:
-        if self.stream is not None:
-            self.stream.write("".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines))
-            self.stream.flush()
-            os.fsync(self.stream.fileno())
-
-    def __exit__(self, *_: object) -> None:
-        if self.stream is not None:
-            self.stream.close()
+def _switch_along(request: Request, pipeline: Pipeline) -> None:
+    """A rank that has no request switches adapters too: the ranks of a node may share the weights that are edited."""
+    try:
+        pipeline.adapters.set(request.lora)
+    except Exception:
+        return  # the same on the ranks that have requests, which record it
 
 
-def _make(request: Request, pipeline: Pipeline, job: JobConfig, rank: int) -> Outcome:
+def _make(request: Request, pipeline: Pipeline, job: JobConfig, watch: Watch, *, keep: bool = True) -> Outcome:
     start = perf_counter()
     try:
         output_type = "np" if job.format is Format.npy else "pil"
-        made = pipeline(request.prompt, request.seed, request.call, output_type)
-        file, digest = _save(made, request, job)
+        watch.making(f"{request.id} {str(request.prompt)[:60]!r}", pipeline.timings)
+        made = pipeline(request.prompt, request.seed, request.call, output_type, request.lora)
+        if not keep:
+            return Outcome(request)
+        saved = _save(made, request, job)
+    except PeerLeft as error:
+        return Outcome(request, again=error)
     except Exception as error:
         # Whatever a model raises for one request is recorded with its place, and must not cost the others.
-        stage, component = pipeline.timings.current or ("start", type(pipeline.stock).__name__)
-        tail = "".join(traceback.format_exception(error)[-3:])
-        return Outcome(request, failure=f"{stage}/{component}: {type(error).__name__}: {error}\n{tail}")
-    line = {
-        "id": request.id,
-        "prompt": request.prompt,
-        "seed": request.seed,
-        "call": dict(request.call),
-        "file": file,
-        "sha256": digest,
-        "rank": rank,
-        "seconds": round(perf_counter() - start, 3),
-    }
+        if ends_the_job(error):
+            raise
+        return Outcome(request, failure=_failure(request, pipeline, error))
+    line = {**_named(request), **saved, "rank": watch.activity.rank, "seconds": round(perf_counter() - start, 3)}
     return Outcome(request, line=line)
 
 
-def _save(made: Any, request: Request, job: JobConfig) -> tuple[str, str]:
-    """Write what the pipeline made; the file relative to the output folder, and the hash of the raw pixels."""
-    folder = Path(job.output) / "images"
-    recipe = {"prompt": request.prompt, "seed": request.seed, "call": dict(request.call), "id": request.id}
+def _named(request: Request) -> dict[str, Any]:
+    named = {"id": request.id, "prompt": request.prompt, "seed": request.seed, "call": dict(request.call)}
+    return named | ({"lora": dict(request.lora)} if request.lora else {})
+
+
+def _failure(request: Request, pipeline: Pipeline, error: Exception) -> dict[str, Any]:
+    stage, component = pipeline.timings.current or ("start", type(pipeline.stock).__name__)
+    return {
+        **_named(request),
+        "stage": stage,
+        "component": component,
+        "error": type(error).__name__,
+        "message": str(error),
+        "traceback": "".join(traceback.format_exception(error)),
+        "host": socket.gethostname(),
+    }
+
+
+def _without_a_word(request: Request, attempts: int) -> dict[str, Any]:
+    message = f"the job ended each of the {attempts} times that this request was being made"
+    place = {"stage": "unknown", "component": "unknown", "error": "Skipped", "message": message, "traceback": ""}
+    return {**_named(request), **place, "attempts": attempts}
+
+
+def _save(made: Any, request: Request, job: JobConfig) -> dict[str, Any]:
+    """Write what the pipeline made. The file relative to the output folder, the hash of the raw pixels, its size."""
+    folder = Path(job.output) / IMAGES
     array = pixels(made)
     if job.format is Format.npy:
+        require_finite("pixels", torch.from_numpy(array))
         file = folder / f"{request.stem}.npy"
         save_array(file, array)
     elif isinstance(made, Image.Image):
         file = folder / f"{request.stem}.png"
-        save_picture(file, made, recipe)
+        save_picture(file, made, _named(request))
     else:
         file = folder / f"{request.stem}.mp4"
-        save_video(file, made, job.fps, recipe)
-    return str(file.relative_to(job.output)), pixel_hash(array)
+        save_video(file, made, job.fps, _named(request))
+    return {"file": str(file.relative_to(job.output)), "sha256": pixel_hash(array), **file_facts(file)}

@@ -1,10 +1,12 @@
 """What a run leaves behind: pictures, videos, arrays and a contact sheet, each written whole or not at all."""
 
+import errno
 import hashlib
 import json
 import math
 import os
 import re
+import secrets
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -13,6 +15,7 @@ from typing import Any
 
 import imageio.v2 as imageio
 import numpy as np
+from imageio_ffmpeg import count_frames_and_secs
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
@@ -32,7 +35,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a hidden temporary file beside `path`, then move it into place."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+    # Random, not the process's id: nodes share the folder, and a process may write one file from two threads.
+    temp = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         write(temp)
         with temp.open("rb") as file:
@@ -40,6 +44,20 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temp, path)
     finally:
         temp.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    write_whole(path, lambda temp: temp.write_text(text, encoding="utf-8", errors="replace"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in the file; empty when there is no such file, or none that can be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def pixels(output: Any) -> np.ndarray:
@@ -98,6 +116,10 @@ def save_video(path: Path, frames: Sequence[Image.Image], fps: int, recipe: Mapp
                 array = np.asarray(frame.convert("RGB"))
                 height, width, _ = array.shape
                 writer.append_data(np.pad(array, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge"))
+        # ffmpeg is a process of its own: what it could not write (a full disk) it tells nobody here.
+        written, _ = count_frames_and_secs(str(temp))
+        if written != len(frames):
+            raise OSError(errno.EIO, f"ffmpeg wrote {written} of {len(frames)} frames; is the disk full?", str(path))
 
     write_whole(path, write)
 

@@ -3,7 +3,9 @@
 import difflib
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import diffusers
@@ -11,14 +13,22 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from tqdm import tqdm
 
+import sharding
+from runner.adapters import Adapters, open_adapters
+from runner.boundaries import Timings, boundaries
 from runner.checkpoint import check_weights, read_index
 from runner.component import Component, components_of
-from runner.config import PlacementConfig, Rest, RunConfig, Share
+from runner.config import Leave, LoraConfig, RunConfig
+from runner.distributed import World
 from runner.errors import UserError
-from runner.execution import Decision, ExecutionMode, Timings, boundaries, decide, enter
+from runner.execution import Decision, ExecutionMode, enter, resolve
+from runner.lockstep import Lockstep
+from runner.placement import Loading, build_groups, check_placement, from_pretrained, load_component, placement_of
 
+NO_ADAPTERS: Mapping[str, float] = MappingProxyType({})
 # The runner sets these for each request.
 OWN_ARGUMENTS = {
     "generator": "job.seed",
@@ -34,12 +44,17 @@ OWN_ARGUMENTS = {
 class Pipeline:
     """A stock pipeline whose components are placed, and whose calls run each component in the mode decided for it."""
 
-    def __init__(self, stock: Any, device: torch.device) -> None:
+    def __init__(
+        self, stock: Any, world: World, leave: Leave = Leave.component, loadings: Mapping[str, Loading] | None = None
+    ) -> None:
         self.stock = stock
-        self.device = device
+        self.world = world
+        self.loadings = dict(loadings or {})
         self.timings = Timings()
+        self.adapters = Adapters(LoraConfig(), {}, {})
         self.components: list[Component] = components_of(stock)
-        self.decisions: dict[str, Decision] = {c.name: decide(c) for c in self.components}
+        self.decisions: dict[str, Decision] = resolve(self.components, leave)
+        self.lockstep = Lockstep(world if any(component.is_sharded for component in self.components) else None)
         parameters = inspect.signature(type(stock).__call__).parameters
         self.arguments = [n for n, p in parameters.items() if p.kind is not p.VAR_KEYWORD and n != "self"]
         self.prompt_argument = "prompt" if "prompt" in self.arguments else self.arguments[0]
@@ -65,16 +80,28 @@ class Pipeline:
         if self.prompt_argument != "prompt" and not isinstance(prompt, int):
             raise UserError(f"{where}: {type(self.stock).__name__} takes a class label (a number), not {prompt!r}")
 
-    def __call__(self, prompt: str | int, seed: int, call: Mapping[str, Any], output_type: str) -> Any:
-        """One picture or clip: the first element of the pipeline's first output.
+    def __call__(
+        self,
+        prompt: str | int,
+        seed: int,
+        call: Mapping[str, Any],
+        output_type: str,
+        lora: Mapping[str, float] = NO_ADAPTERS,
+    ) -> Any:
+        """One picture or clip: the first element of the pipeline's first output, with the adapters of `lora` active.
 
         The noise comes from a CPU generator of the request's own, so that no other request, rank or device moves it.
+        Where a component is sharded, all ranks call together, with calls that are alike; PeerLeft is raised on those
+        whose request could not go on because another rank's failed.
         """
         self.timings.current = None  # a failure before the first component call is not the last request's
+        device_type = self.world.device.type
         with (
-            boundaries(self.components, self.decisions, self.device, self.timings),
-            enter(ExecutionMode.INFERENCE, self.device.type),
+            self.lockstep.request(),
+            enter(ExecutionMode.INFERENCE, device_type),
+            boundaries(self.components, self.decisions, device_type, self.timings, self.lockstep),
         ):
+            self.adapters.set(lora)
             output = self.stock(
                 **{self.prompt_argument: [prompt]},
                 **call,
@@ -84,15 +111,40 @@ class Pipeline:
         return output[0][0]
 
 
-def open_pipeline(config: RunConfig, device: torch.device, *, progress: bool = False) -> Pipeline:
-    """Open the directory `model.path`, with every weight whole on `device`, in normal mode.
+def open_pipeline(config: RunConfig, world: World, *, progress: bool = False) -> Pipeline:
+    """Open the directory `model.path` and place each component as configured, in normal mode. Collective.
 
-    Raises UserError: not a diffusers directory, weights missing, pickled, damaged, extra or of the wrong shape, a
-    placement that is not built.
+    Raises UserError on all ranks: not a diffusers directory, weights missing, pickled, damaged, extra or of the wrong
+    shape, a placement or a mesh that cannot be.
     """
     if torch.is_inference_mode_enabled():
         raise RuntimeError("open_pipeline inside inference_mode would make every weight an inference tensor")
     root = Path(config.model.path)
+    index, classes = world.agreed(lambda: _read_directory(root, config))
+    modules = [name for name, cls in classes.items() if issubclass(cls, nn.Module)]
+    groups = build_groups(config, modules, world)
+    dtype = getattr(torch, config.model.dtype.value)
+    parts: dict[str, Any] = {name: value for name, value in index.items() if not name.startswith("_")}
+    loadings: dict[str, Loading] = {}
+    for name in tqdm(index, desc="loading", unit="component", disable=not progress):
+        if name in modules:
+            placement = placement_of(name, config)
+            parts[name], loadings[name] = load_component(classes[name], root / name, dtype, placement, world, groups)
+        elif name in classes:
+            parts[name] = world.agreed(partial(from_pretrained, classes[name], root / name))
+        elif _is_component(index[name]):
+            parts[name] = None
+    if groups.mesh is not None and config.execution.leave_inference is Leave.weights:
+        _verify_modes(groups.mesh)
+    stock = _on_device(_pipeline_class(root, index), world.device)(**parts)
+    stock.set_progress_bar_config(disable=True)
+    pipeline = Pipeline(stock, world, config.execution.leave_inference, loadings)
+    pipeline.adapters = world.agreed(lambda: open_adapters(config.lora, pipeline.components, type(stock), world))
+    return pipeline
+
+
+def _read_directory(root: Path, config: RunConfig) -> tuple[dict[str, Any], dict[str, type]]:
+    """model_index.json and the class of each component, checked together with the placements; nothing is loaded."""
     index = read_index(root)
     classes = _component_classes(root, index)
     modules = [name for name, cls in classes.items() if issubclass(cls, nn.Module)]
@@ -100,20 +152,26 @@ def open_pipeline(config: RunConfig, device: torch.device, *, progress: bool = F
         if name != "default" and name not in modules:
             raise UserError(f"placement.{name}: the model has no such component; it has {', '.join(modules)}")
     for name in modules:
-        _check_placement(name, config.placement.get(name, config.placement.get("default", PlacementConfig())))
+        check_placement(name, placement_of(name, config))
         check_weights(root / name)
-    dtype = getattr(torch, config.model.dtype.value)
-    parts: dict[str, Any] = {name: value for name, value in index.items() if not name.startswith("_")}
-    for name in tqdm(index, desc="loading", unit="component", disable=not progress):
-        if name in modules:
-            parts[name] = _load(classes[name], root / name, dtype).to(device)
-        elif name in classes:
-            parts[name] = _from_pretrained(classes[name], root / name)
-        elif _is_component(index[name]):
-            parts[name] = None
-    stock = _pipeline_class(root, index)(**parts)
-    stock.set_progress_bar_config(disable=True)
-    return Pipeline(stock, device)
+    _pipeline_class(root, index)
+    return index, classes
+
+
+def _verify_modes(mesh: DeviceMesh) -> None:
+    try:
+        sharding.verify_mixed_modes(mesh)
+    except sharding.MixedModesUnsafe as error:
+        raise UserError(
+            f"execution.leave_inference=weights is not safe here: {error}; use execution.leave_inference=component"
+        ) from error
+
+
+def _on_device(cls: Any, device: torch.device) -> Any:
+    """The pipeline's class, told where it computes: it guesses from the first component's weights, which may rest on
+    the host. The name stays, for the messages and for what the pipeline looks up by it."""
+    here = property(lambda self: device)
+    return type(cls.__name__, (cls,), {"device": here, "_execution_device": here, "__module__": cls.__module__})
 
 
 def _pipeline_class(root: Path, index: Mapping[str, Any]) -> Any:
@@ -147,35 +205,3 @@ def _component_classes(root: Path, index: Mapping[str, Any]) -> dict[str, type]:
             raise UserError(f"{root / 'model_index.json'}: {name} is a {entry[0]} {entry[1]}, which is not installed")
         classes[name] = cls
     return classes
-
-
-def _from_pretrained(cls: Any, folder: Path, **kwargs: Any) -> Any:
-    try:
-        return cls.from_pretrained(folder, local_files_only=True, **kwargs)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise UserError(f"cannot load {folder}: {error}") from error
-
-
-def _check_placement(name: str, placement: PlacementConfig) -> None:
-    if placement.share is not Share.replicate or placement.rest is not Rest.device:
-        raise UserError(
-            f"placement.{name} is share={placement.share.value}, rest={placement.rest.value}, which is not built yet; "
-            "use share=replicate, rest=device"
-        )
-
-
-def _load(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
-    """The component in allocator-aligned memory; every weight accounted for.
-
-    Loaded weights are views of the mapped file at odd offsets, and CPU kernels pick their instructions by alignment,
-    which moves the last bit. A copy per tensor gives the same bits in every placement.
-    """
-    module, info = _from_pretrained(cls, folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if keys := sorted(map(str, info.get(problem, ()))):
-            listed = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
-            raise UserError(f"{folder}: {problem.replace('_', ' ')} in the weights: {listed}")
-    with torch.no_grad():
-        for tensor in (*module.parameters(), *module.buffers()):
-            tensor.data = tensor.data.clone()
-    return module.eval()

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ class Prompt:
     text: str | int  # a prompt, or a class label
     seed: int | None = None
     call: Mapping[str, Any] = field(default_factory=dict)  # call arguments that override the job's
+    lora: Mapping[str, float] | None = None  # weights of adapters by name; None: those of the config
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -128,7 +130,18 @@ def _prompt(row: Mapping[str, Any], where: str) -> Prompt:
         raise UserError(f"{where}: {found}; give 'prompt' some text")
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or seed not in _SEEDS):
         raise UserError(f"{where}: seed {seed!r} is not an integer of 64 bits; give a whole number or leave it out")
-    return Prompt(text if label is None else label, seed, call)
+    return Prompt(text if label is None else label, seed, call, _lora(call.pop("lora", None), where))
+
+
+def _lora(weights: Any, where: str) -> Mapping[str, float] | None:
+    """Adapters' weights by name. A .csv cell cannot hold any."""
+    numbers = isinstance(weights, dict) and all(
+        isinstance(weight, int | float) and not isinstance(weight, bool) and math.isfinite(weight)
+        for weight in weights.values()
+    )
+    if weights is not None and not numbers:
+        raise UserError(f'{where}: lora {weights!r} is not {{"name": weight}}; give each adapter a finite number')
+    return weights
 
 
 _READERS: dict[str, Callable[[Path, str], list[Prompt]]] = {

@@ -1,9 +1,9 @@
 """What a run leaves behind beside its pictures: run.json, the contact sheet, and the summary line."""
 
-import json
 import platform
 import resource
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,12 @@ from omegaconf import OmegaConf
 
 from runner.config import RunConfig
 from runner.distributed import World
+from runner.execution import by_stage
+from runner.exit_codes import ExitCode
 from runner.job import Outcome
-from runner.outputs import contact_sheet, write_whole
+from runner.outputs import contact_sheet
 from runner.pipeline import Pipeline
+from runner.run_file import RunFile
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "omegaconf")
 
@@ -34,8 +37,31 @@ def measure(pipeline: Pipeline, device: torch.device) -> dict[str, Any]:
     return figures
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How the run ended, as its run.json and its exit code say."""
+
+    code: ExitCode
+    left: int  # requests neither made nor failed
+    stopped: str | None  # by what, when it was asked to stop with work left
+
+    @classmethod
+    def of(cls, outcomes: Sequence[Outcome], requests: int, stop_reason: str | None) -> "Ending":
+        left = requests - len(outcomes)
+        if left:
+            return cls(ExitCode.STOPPED, left, stop_reason)
+        return cls(ExitCode.FAILED if any(outcome.failure for outcome in outcomes) else ExitCode.DONE, 0, None)
+
+
 def write_report(
-    config: RunConfig, pipeline: Pipeline, outcomes: Sequence[Outcome], world: World, seconds: dict[str, float]
+    config: RunConfig,
+    pipeline: Pipeline,
+    outcomes: Sequence[Outcome],
+    world: World,
+    seconds: dict[str, float],
+    *,
+    ending: Ending,
+    run_file: RunFile,
 ) -> None:
     """Write run.json and the contact sheet. Collective: every rank tells its figures, rank 0 writes."""
     ranks = world.gather(measure(pipeline, world.device))
@@ -43,6 +69,9 @@ def write_report(
         return
     output = Path(config.job.output)
     report = {
+        "state": ending.code.name.lower(),
+        "exit_code": ending.code,
+        "stopped": ending.stopped,
         "config": OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "world_size": world.size,
@@ -52,7 +81,9 @@ def write_report(
                 "class": type(component.module).__name__,
                 "stage": component.stage,
                 "bytes": component.num_bytes,
-                "placement": component.placement,
+                "placement": str(component.placement),
+                "devices": component.placement.devices,
+                "loading": asdict(pipeline.loadings[component.name]),
                 "mode": pipeline.decisions[component.name].mode.value,
                 "reason": pipeline.decisions[component.name].reason,
             }
@@ -61,27 +92,47 @@ def write_report(
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "ranks": ranks,
         "finished": sum(outcome.line is not None for outcome in outcomes),
+        "finished_before": sum(outcome.line is not None and outcome.earlier for outcome in outcomes),
+        "left": ending.left,
         "failures": [
-            {"id": o.request.id, "prompt": o.request.prompt, "seed": o.request.seed, "reason": o.failure}
+            {"id": o.request.id, "prompt": o.request.prompt, "seed": o.request.seed, "reason": o.reason}
             for o in outcomes
             if o.failure
         ],
     }
-    text = json.dumps(report, indent=2, ensure_ascii=False, default=str)
-    write_whole(output / "run.json", lambda temp: temp.write_text(text, encoding="utf-8"))
+    run_file.write(report)
     done = [(output / o.line["file"], f"{o.request.prompt} #{o.request.seed}") for o in outcomes if o.line]
     contact_sheet(output / "contact-sheet.png", done)
 
 
-def summary(config: RunConfig, outcomes: Sequence[Outcome], world: World, seconds: dict[str, float]) -> str:
+def table(pipeline: Pipeline) -> str:
+    """Stage, component, placement, mode and reason of every component, in the order in which they work."""
+    rows = [("stage", "component", "placement", "mode", "reason")]
+    for stage, decisions in by_stage(pipeline.components, pipeline.decisions).items():
+        placements = {component.name: str(component.placement) for component in pipeline.components}
+        rows += [(stage, name, placements[name], d.mode.value, d.reason) for name, d in decisions.items()]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]) for row in rows]
+    loadings = [f"{name}: loaded {loading.how}" for name, loading in pipeline.loadings.items()]
+    return "\n".join([*lines, "", *loadings])
+
+
+def summary(
+    config: RunConfig, outcomes: Sequence[Outcome], world: World, seconds: dict[str, float], ending: Ending
+) -> str:
     done = sum(outcome.line is not None for outcome in outcomes)
-    each = seconds["generate"] / max(1, len(outcomes))
+    made = [outcome for outcome in outcomes if not outcome.earlier]
+    before = f", {len(outcomes) - len(made)} of them settled before" if len(made) < len(outcomes) else ""
+    each = seconds["generate"] / max(1, len(made))
     lines = [
-        f"{done} of {len(outcomes)} made on {world.size} rank(s) in {seconds['generate']:.1f} s "
-        f"({each:.2f} s each), loaded in {seconds['load']:.1f} s -> {config.job.output}"
+        f"{done} of {len(outcomes) + ending.left} made on {world.size} rank(s) in {seconds['generate']:.1f} s "
+        f"({each:.2f} s each), loaded in {seconds['load']:.1f} s -> {config.job.output}{before}"
     ]
     for outcome in outcomes:
         if outcome.failure:
-            reason = outcome.failure.splitlines()[0]
-            lines.append(f"failed: {str(outcome.request.prompt)[:60]!r} seed {outcome.request.seed}: {reason}")
+            where = "given up" if outcome.earlier else "failed"
+            name = f"{str(outcome.request.prompt)[:60]!r} seed {outcome.request.seed}"
+            lines.append(f"{where}: {name}: {str(outcome.reason).splitlines()[0]}")
+    if ending.left:
+        lines.append(f"stopped: {ending.stopped}; {ending.left} left, the same command goes on")
     return "\n".join(lines)

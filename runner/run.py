@@ -3,66 +3,94 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryFile
 from time import perf_counter
+from typing import Any
 
 import diffusers
 import torch
 import transformers
 from torch.profiler import ProfilerActivity, profile
 
-from runner.checkpoint import identity
+from runner.adapters import recipe_of_lora
+from runner.checkpoint import identity, read_index
 from runner.config import RunConfig
 from runner.distributed import World
-from runner.errors import UserError
-from runner.job import plan, read_job, run_job
+from runner.folder import Folder, taken
+from runner.job import plan, read_job, run_job, settle
+from runner.last_words import LastWords
 from runner.outputs import write_whole
+from runner.part import parse_part
 from runner.pipeline import open_pipeline
-from runner.report import summary, write_report
+from runner.prompts import Prompt
+from runner.recipe import recipe_of
+from runner.report import Ending, summary, table, write_report
+from runner.stopping import StopFile
+from runner.watch import Limits, Watch, watching
 
 
 def run(config: RunConfig, world: World) -> int:
-    """Make the job on the ranks of `world`. Returns the exit code: 0 all made, 1 some failed."""
-    # Their bars are one for each component and rank; ours is one for the run.
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    start = perf_counter()
+    """Make the job on the ranks of `world`. Returns the exit code (see ExitCode)."""
+    _quiet_libraries()
     prompts = world.agreed(lambda: read_job(config.job))
-    world.agreed(lambda: _check_world(config, world))
-    pipeline = world.agreed(
-        lambda: open_pipeline(config, world.device, progress=world.rank == 0 and sys.stderr.isatty())
-    )
+    weights = world.agreed(lambda: _identity(config))
+    adapters = world.agreed(lambda: recipe_of_lora(config.lora))
+    with taken(config.job, recipe_of(config, weights) | adapters, world) as folder:
+        job = replace(config.job, output=str(folder.path))
+        words = LastWords(folder.run_file)
+        limits = Limits(job.timeout_seconds, job.grace_seconds)
+        stop_file = StopFile(Path(job.stop_file) if job.stop_file else folder.path / "stop")
+        with watching(world, words, limits, stop_file) as watch:
+            return _run_watched(replace(config, job=job), world, prompts, weights, folder, watch)
+
+
+def _run_watched(
+    config: RunConfig, world: World, prompts: list[Prompt], weights: dict[str, Any], folder: Folder, watch: Watch
+) -> int:
+    start = perf_counter()
+    if world.rank == 0:
+        for note in folder.state.notes:
+            print(f"{folder.path}: {note}", file=sys.stderr)
+    watch.doing("load")
+    pipeline = open_pipeline(config, world, progress=world.rank == 0 and sys.stderr.isatty())
     world.agreed(lambda: pipeline.check_arguments(config.job.call))
-    recipe = {"weights": identity(Path(config.model.path)), "dtype": config.model.dtype.value}
-    requests = world.agreed(lambda: plan(prompts, config.job, pipeline, recipe))
-    world.agreed(lambda: _make_output(Path(config.job.output)))
+    requests = world.agreed(lambda: parse_part(config.job.part).of(plan(prompts, config.job, pipeline, weights)))
+    world.check_same([request.id for request in requests], "the job (prompts, recipe or weights)")
+    settled, left = settle(requests, folder.state, config.job.max_attempts)
+    folder.open_books()
     loaded = perf_counter()
     with _profiled(config, world):
-        outcomes = run_job(requests, pipeline, config.job, world)
+        made = run_job(left, pipeline, config.job, world, folder=folder, watch=watch)
+    outcomes = sorted([*settled, *made], key=lambda outcome: outcome.request.number)
     seconds = {"load": loaded - start, "generate": perf_counter() - loaded}
-    write_report(config, pipeline, outcomes, world, seconds)
+    watch.doing("report")
+    ending = Ending.of(outcomes, len(requests), watch.stop_reason)
+    write_report(config, pipeline, outcomes, world, seconds, ending=ending, run_file=folder.run_file)
     if world.rank == 0:
-        print(summary(config, outcomes, world, seconds), file=sys.stderr)
-    return 1 if any(outcome.failure for outcome in outcomes) else 0
+        print(summary(config, outcomes, world, seconds, ending), file=sys.stderr)
+    return ending.code
 
 
-def _check_world(config: RunConfig, world: World) -> None:
-    shard, replicate = config.mesh.shard or 1, config.mesh.replicate or world.size
-    if shard != 1 or replicate != world.size:
-        raise UserError(
-            f"mesh.shard={config.mesh.shard}, mesh.replicate={config.mesh.replicate}: sharding is not built into "
-            f"generate yet; on {world.size} rank(s) leave both out"
-        )
+def _identity(config: RunConfig) -> dict[str, Any]:
+    """What the weights are, and how they are computed with: part of every request's id."""
+    read_index(Path(config.model.path))  # refuses what is no model
+    return {"weights": identity(Path(config.model.path)), "dtype": config.model.dtype.value}
 
 
-def _make_output(output: Path) -> None:
-    try:
-        (output / "images").mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=output / "images"):
-            pass
-    except OSError as error:
-        raise UserError(f"job.output: cannot write to {output}: {error.strerror or error}") from error
+def explain(config: RunConfig, world: World) -> int:
+    """Load and place as `run` would, and print what the resolver decided; nothing is generated."""
+    _quiet_libraries()
+    pipeline = open_pipeline(config, world, progress=world.rank == 0 and sys.stderr.isatty())
+    if world.rank == 0:
+        print(table(pipeline))
+    return 0
+
+
+def _quiet_libraries() -> None:
+    """Their bars are one for each component and rank; ours is one for the run."""
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from runner.config import ModelConfig, RunConfig
+from runner.distributed import World
 from runner.pipeline import open_pipeline
 
 Arm = Callable[[], Any]
@@ -29,7 +30,7 @@ def main() -> None:
     options = _parse()
     diffusers.logging.set_verbosity_error()
     device = torch.device(options.device)
-    pipeline = open_pipeline(RunConfig(model=ModelConfig(path=options.model)), device)
+    pipeline = open_pipeline(RunConfig(model=ModelConfig(path=options.model)), World(0, 1, device))
     call = {"height": options.size, "width": options.size, "num_inference_steps": options.steps}
     if "use_resolution_binning" in pipeline.arguments:  # PixArt and Sana would move the size to one they know.
         call["use_resolution_binning"] = False

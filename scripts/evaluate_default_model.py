@@ -89,9 +89,9 @@ class Sampler:
     """Draws prompts with the pipeline, in batches; a picture depends on its prompt and seed, not on its batch."""
 
     def __init__(self, model: Path, *, steps: int, guidance: float) -> None:
-        self._pipeline = PixArtSigmaPipeline.from_pretrained(model)
-        self._pipeline.set_progress_bar_config(disable=True)
-        self.autoencoder = self._pipeline.vae
+        self.pipeline = PixArtSigmaPipeline.from_pretrained(model)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.autoencoder = self.pipeline.vae
         self._options = {"num_inference_steps": steps, "guidance_scale": guidance}
 
     def draw(self, prompts: Sequence[str], seed: int, *, batch_size: int = 16) -> torch.Tensor:
@@ -99,7 +99,7 @@ class Sampler:
         pictures = []
         for start in range(0, len(prompts), batch_size):
             batch = list(prompts[start : start + batch_size])
-            output = self._pipeline(
+            output = self.pipeline(
                 batch,
                 generator=[torch.Generator().manual_seed(seed) for _ in batch],
                 height=64,

@@ -5,8 +5,10 @@ import os
 import sys
 from pathlib import Path
 
+from runner.agent import end_with_agent
 from runner.config import describe, load_config, to_yaml
 from runner.errors import UserError
+from runner.exit_codes import ExitCode
 
 DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "generate.yaml"
 
@@ -19,15 +21,20 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"keys, with their defaults:\n{keys}\n\n"
-        "exit codes: 0 all made, 1 some requests failed (see run.json), 2 the command or its input is wrong\n"
+        "exit codes: 0 all made, 1 some requests failed (see failures.jsonl), 2 the command or its input is wrong,\n"
+        "  3 stopped with work left, 4 a fault ended the job (see run.json); after 3 and 4 the same command goes on\n"
         'example: generate.py job.prompt="[a rocket, a flat fox]" job.seed=7 job.output=outputs/mine',
     )
     parser.add_argument("words", nargs="*", metavar="CONFIG | key=value", help=f"a YAML recipe [{DEFAULT.name}]; keys")
     parser.add_argument("--print-config", action="store_true", help="print the merged config and stop")
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--explain", action="store_true", help="load and place, print each component's mode and the reason, and stop"
+    )
+    return parser.parse_intermixed_args(argv)
 
 
 def main() -> int:
+    end_with_agent()
     arguments = parse()
     files = [word for word in arguments.words if "=" not in word]
     try:
@@ -41,14 +48,17 @@ def main() -> int:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         # torch and diffusers take seconds to import; --help should not.
         from runner.distributed import joined_world
-        from runner.run import run
+        from runner.run import explain, run
 
-        with joined_world() as world:
-            return run(config, world)
+        with joined_world(config.job.timeout_seconds) as world:
+            return explain(config, world) if arguments.explain else run(config, world)
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
-        return 2
+        return ExitCode.WRONG
+    except KeyboardInterrupt:
+        print("stopped before the job began", file=sys.stderr)
+        return ExitCode.STOPPED
 
 
 if __name__ == "__main__":

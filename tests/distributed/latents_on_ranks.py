@@ -14,7 +14,7 @@ if __name__ == "__main__":
     root, output = Path(sys.argv[1]), Path(sys.argv[2])
     with joined_world() as world:
         for name, family in tiny.FAMILIES.items():
-            pipeline = open_pipeline(load_config(None, [f"model.path={root / name}"]), world.device)
+            pipeline = open_pipeline(load_config(None, [f"model.path={root / name}"]), world)
             prompt = family.prompts[world.rank]
             latent = pipeline(prompt[0] if isinstance(prompt, list) else prompt, world.rank, family.call, "latent")
             np.save(output / f"{name}-{world.rank}.npy", np.asarray(latent))

@@ -109,6 +109,45 @@ def test_the_embedded_model_gives_the_stock_pictures_on_two_ranks(emoji: Path, t
     assert not list(tmp_path.rglob(".*")), "no temporary files stay"
 
 
+def test_explain_shows_what_the_resolver_decided(tmp_path: Path) -> None:
+    placements = ["placement.transformer.share=shard", "placement.text_encoder.rest=disk"]
+    result = generate(2, *placements, "--explain", f"job.output={tmp_path / 'out'}")
+    assert result.returncode == 0, result.stderr
+    rows = [line.split(maxsplit=5) for line in result.stdout.splitlines()]
+    assert rows[0] == ["stage", "component", "placement", "mode", "reason"]
+    assert [row[:5] for row in rows[1:4]] == [
+        ["encode", "text_encoder", "replicate,", "disk", "normal"],
+        ["denoise", "transformer", "shard", "2,", "device"],
+        ["decode", "vae", "replicate,", "device", "inference"],
+    ]
+    assert rows[1][5] == "offloaded: its blocks come and go"
+    assert " ".join(rows[2][5].split()) == "normal sharded over 2 ranks: its weights are gathered block by block"
+    assert "transformer: loaded each rank its slices" in result.stdout
+    assert not (tmp_path / "out").exists(), "nothing is generated"
+
+
+def test_a_job_in_mixed_placements_gives_the_stock_pictures(emoji: Path, tmp_path: Path) -> None:
+    """Sharded, offloaded and resident components in one job, under the narrower scope, on a ragged list."""
+    placements = ["placement.transformer.share=shard", "placement.text_encoder.rest=host", "placement.vae.rest=disk"]
+    recipe = ["job.prompt=[a rocket, a panda, a castle]", "job.images_per_prompt=1", "job.call.num_inference_steps=3"]
+    result = generate(2, *placements, *recipe, "execution.leave_inference=weights", f"job.output={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    call = load_config(ROOT / "configs" / "generate.yaml", recipe).job.call
+    stock = tiny.load_stock(emoji)
+    for line in manifest(tmp_path):
+        with torch.inference_mode():
+            expected = stock(line["prompt"], generator=torch.Generator().manual_seed(0), **call).images[0]
+        assert np.array_equal(np.asarray(Image.open(tmp_path / line["file"])), np.asarray(expected))
+    report = json.loads((tmp_path / "run.json").read_text())
+    assert report["finished"] == 3
+    assert {name: c["placement"] for name, c in report["components"].items()} == {
+        "text_encoder": "replicate, host",
+        "transformer": "shard 2, device",
+        "vae": "replicate, disk",
+    }
+    assert {c["mode"] for c in report["components"].values()} == {"inference"}
+
+
 def test_a_failing_request_is_recorded_and_the_others_go_on(emoji: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     rows: list[dict[str, Any]] = [
@@ -172,10 +211,17 @@ def test_a_users_mistake_ends_with_one_line_and_exit_code_2(arguments: list[str]
     assert "Traceback" not in result.stderr
 
 
-def test_a_mistake_ends_every_rank(tmp_path: Path) -> None:
-    result = generate(2, "model.path=nowhere", f"job.output={tmp_path}")
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("model.path=nowhere", "error: model.path: no directory nowhere"),
+        ("mesh.shard=3", "error: mesh shard=3 x replicate=1 does not make 2 ranks; shard=2 and replicate=1 would"),
+    ],
+)
+def test_a_mistake_ends_every_rank(tmp_path: Path, argument: str, message: str) -> None:
+    result = generate(2, argument, f"job.output={tmp_path}")
     assert result.returncode != 0
-    assert result.stderr.count("error: model.path: no directory nowhere") == 1
+    assert result.stderr.count(message) == 1
 
 
 def test_help_and_print_config_teach() -> None:

@@ -9,15 +9,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from runner.config import load_config
+from runner.distributed import World
 from runner.errors import UserError
 from runner.pipeline import Pipeline, open_pipeline
 from tests import tiny
 
-CPU = torch.device("cpu")
+ALONE = World(0, 1, torch.device("cpu"))
 
 
 def opened(path: Path, *overrides: str) -> Pipeline:
-    return open_pipeline(load_config(None, [f"model.path={path}", *overrides]), CPU)
+    return open_pipeline(load_config(None, [f"model.path={path}", *overrides]), ALONE)
 
 
 @pytest.fixture
@@ -83,10 +84,19 @@ def test_an_index_that_points_outside_its_folder(model: Path) -> None:
         opened(model)
 
 
-@pytest.mark.parametrize("override", ["placement.transformer.share=shard", "placement.default.rest=disk"])
-def test_placements_that_are_not_built_are_refused(model: Path, override: str) -> None:
-    with pytest.raises(UserError, match="not built yet"):
-        opened(model, override)
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["placement.default.share=shard", "placement.default.rest=disk"], "use rest=host, or share=replicate"),
+        (["placement.vae.prefetch=2"], "has no prefetch .=2.; share=shard rest=device or share=shard rest=host has"),
+        (["placement.vae.share=shard", "placement.vae.window=3"], "has no window"),
+    ],
+)
+def test_a_placement_that_cannot_be_is_refused_with_one_that_can(
+    model: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        opened(model, *overrides)
 
 
 def test_a_placement_for_a_component_that_does_not_exist(model: Path) -> None:

@@ -1,0 +1,39 @@
+"""The torchrun agent that started this process: dying with it, and seeing to it that it does not stay behind."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+
+SECONDS = 8  # what an agent needs to end by itself is 2 to 4
+# Of the agent's death. One that nobody else sends, and that ends the process while nothing handles it.
+DEATH_SIGNAL = signal.SIGUSR2
+
+
+def agent_pid() -> int | None:
+    """None under a plain `python`, whose parent may come and go: `nohup` is there for that."""
+    return os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+
+
+def end_with_agent() -> None:
+    """Have the kernel send DEATH_SIGNAL when the agent dies.
+
+    torchrun's workers outlive an agent that is killed; before the watch runs, they would wait for each other for
+    minutes. The signal comes when the agent's first thread is gone, up to a second before the parent's id changes.
+    """
+    if agent_pid() is not None and sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, DEATH_SIGNAL)
+
+
+def end_agent_later(agent: int | None) -> None:
+    """Leave a process behind that ends the agent, should it still be there after some seconds; else it goes first.
+
+    An agent that is cut off from the rendezvous store waits for it inside C code, deaf to signals: for minutes, or for
+    ever. It has nothing to do once its ranks are gone.
+    """
+    if agent is not None and os.getppid() == agent:
+        script = f'for _ in $(seq {SECONDS}); do sleep 1; kill -0 "$0" || exit 0; done; kill -9 "$0"'
+        null = subprocess.DEVNULL
+        subprocess.Popen(["sh", "-c", script, str(agent)], stdin=null, stdout=null, stderr=null, start_new_session=True)

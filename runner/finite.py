@@ -1,0 +1,27 @@
+"""Numbers that are no numbers: a picture of NaN is a black square that nobody is told of."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+
+class NotFinite(ArithmeticError):
+    """A request's latents or pixels hold NaN or infinity."""
+
+
+def require_finite(what: str, value: Any) -> None:
+    """Raise NotFinite when a floating tensor in `value` (nested as pipelines nest them) holds one.
+
+    One reduction a tensor, at the two ends of the decoder: where latents come in and pixels go out.
+    """
+    if isinstance(value, torch.Tensor):
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            bad = int((~torch.isfinite(value)).sum())
+            raise NotFinite(f"{what}: {bad} of {value.numel()} values are NaN or infinite")
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            require_finite(what, inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            require_finite(what, inner)

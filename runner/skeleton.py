@@ -1,0 +1,72 @@
+"""A component without weights: its modules and buffers as its library builds them, its parameters on meta."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+from runner.errors import UserError
+
+
+def skeleton(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """The component that `cls.from_pretrained(folder, dtype=dtype)` would give, with meta parameters of its dtypes.
+
+    Buffers are real: a constructor computes them (rotary tables, position embeddings), and on meta they would be lost.
+    Raises UserError for a configuration that the class does not take.
+    """
+    default = torch.get_default_dtype()
+    try:
+        with accelerate.init_empty_weights(include_buffers=False):
+            if issubclass(cls, PreTrainedModel):
+                config = cls.config_class.from_pretrained(folder, local_files_only=True)
+                module = cls._from_config(config, dtype=dtype)
+            else:
+                torch.set_default_dtype(dtype)  # as diffusers does: constructors compute buffers in it
+                module = cls.from_config(cls.load_config(folder, local_files_only=True))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"cannot build {cls.__name__} from {folder}: {error}") from error
+    finally:
+        torch.set_default_dtype(default)
+    if isinstance(module, PreTrainedModel):
+        module.tie_weights()  # not inside: there each name gets a meta parameter of its own
+    return module.eval()
+
+
+def dtype_plan(module: nn.Module, dtype: torch.dtype) -> Callable[[str], torch.dtype]:
+    """The dtype of each weight by name: `dtype`, but for what the model's class keeps in fp32.
+
+    diffusers keeps `_keep_in_fp32_modules` whatever the dtype; transformers keeps it in fp16 only, and
+    `_keep_in_fp32_modules_strict` in bf16 too.
+    """
+    kept: set[str] = set()
+    if isinstance(module, PreTrainedModel):
+        kept = set(module._get_dtype_plan(dtype))
+    elif names := getattr(module, "_keep_in_fp32_modules", None):
+        kept = {names} if isinstance(names, str) else set(names)
+    return lambda name: torch.float32 if kept.intersection(name.split(".")) else dtype
+
+
+def stored_name(module: nn.Module) -> Callable[[str], str] | None:
+    """The module's name for a key of its files; None where its library knows no other than the module's own.
+
+    transformers renames the keys of some checkpoints. Where it also has to compute (split or merge tensors), the key
+    is left as it is: it then matches nothing, and the component loads through the library.
+    """
+    if not isinstance(module, PreTrainedModel):
+        return None
+    transforms = get_model_conversion_mapping(module)
+    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+    names = module.state_dict()
+
+    def rename(key: str) -> str:
+        name, converted = rename_source_key(key, renamings, converters, module.base_model_prefix, names)
+        return key if converted else name
+
+    return rename

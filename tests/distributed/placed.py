@@ -1,0 +1,129 @@
+"""What the multi-rank placement tests share: pipelines opened on the ranks of a test world, and the stock bits."""
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from runner.component import components_of
+from runner.config import Format, JobConfig, Leave, load_config
+from runner.distributed import World
+from runner.execution import ExecutionMode, resolve
+from runner.folder import taken
+from runner.job import Outcome, plan, run_job
+from runner.last_words import LastWords
+from runner.pipeline import Pipeline, open_pipeline
+from runner.prompts import Prompt
+from runner.stopping import StopFile
+from runner.watch import Limits, watching
+from tests import tiny
+from tests.ranks import World as TestWorld
+
+
+@functools.cache
+def _control() -> dist.ProcessGroup:
+    return dist.new_group(backend="gloo")
+
+
+def joined(world: TestWorld) -> World:
+    """The test's ranks as the runner's world."""
+    return World(world.rank, world.size, world.device, _control())
+
+
+def opened(world: TestWorld, path: Path, *overrides: str) -> Pipeline:
+    return open_pipeline(load_config(None, [f"model.path={path}", *overrides]), joined(world))
+
+
+def component_names(family: str, path: Path, placed: str) -> list[str]:
+    """The components of `placed`: "denoise" or another stage, or "all"."""
+    pipeline = _stock(path)
+    return [c.name for c in components_of(pipeline) if placed in (c.stage, "all")]
+
+
+def call(pipeline: Pipeline, family: str, index: int, output_type: str = "np") -> torch.Tensor:
+    """The family's request number `index`, made by the runner."""
+    described = tiny.FAMILIES[family]
+    prompt = described.prompts[index]
+    made = pipeline(prompt[0] if isinstance(prompt, list) else prompt, index, described.call, output_type)
+    return torch.as_tensor(made)
+
+
+def run_prompts(
+    world: TestWorld, pipeline: Pipeline, output: Path, prompts: Sequence[Prompt]
+) -> tuple[list[Outcome], dict[tuple[str | int, int], np.ndarray]]:
+    """Run a job; its outcomes in order, and its pictures by prompt and seed."""
+    job, ranks = JobConfig(output=str(output), format=Format.npy), joined(world)
+    with taken(job, {}, ranks) as folder:
+        words, limits = LastWords(folder.run_file), Limits(timeout=60, grace=10)
+        with watching(ranks, words, limits, StopFile(output / "stop")) as watch:
+            requests = plan(prompts, job, pipeline, {})
+            outcomes = run_job(requests, pipeline, job, ranks, folder=folder, watch=watch)
+            ranks.gather(None)  # rank 0 has written the last line
+    outcomes.sort(key=lambda outcome: outcome.request.number)
+    lines = [json.loads(line) for line in (output / "manifest.jsonl").read_text().splitlines()]
+    return outcomes, {(line["prompt"], line["seed"]): np.load(output / line["file"]) for line in lines}
+
+
+@functools.cache
+def stock_bits(family: str, path: Path, index: int, output_type: str = "np") -> torch.Tensor:
+    """The same request, made by the stock pipeline in this one process."""
+    described = tiny.FAMILIES[family]
+    made: Any = tiny.call_stock(_stock(path), described, described.prompts[index], index, output_type=output_type)
+    return torch.as_tensor(made[0])
+
+
+@functools.cache
+def _stock(path: Path) -> Any:
+    return tiny.load_stock(path)
+
+
+def expect_stock_bits_in_both_scopes(
+    world: TestWorld, pipeline: Pipeline, family: str, path: Path, moving: set[str]
+) -> None:
+    """Weights scope, component scope, weights scope again: calls in inference, in normal, in inference mode."""
+    decisions = {leave: resolve(pipeline.components, leave) for leave in Leave}
+    seen = spy_on_modes(pipeline)
+    index = world.rank
+    for leave in (Leave.weights, Leave.component, Leave.weights):
+        pipeline.decisions = decisions[leave]
+        seen.clear()
+        assert torch.equal(call(pipeline, family, index), stock_bits(family, path, index)), leave
+        normal = moving if leave is Leave.component else set()
+        for component in pipeline.components:
+            # A VAE that only decodes never runs its encoder.
+            if component.name in seen:
+                assert seen[component.name] == {component.name not in normal}, (leave, component.name)
+        assert {c.name for c in pipeline.components if c.stage != "decode"} <= set(seen) | {"transformer_2"}
+        assert seen["glue"] == {True} and any(c.name in seen for c in pipeline.components if c.stage == "decode")
+        for component in pipeline.components:
+            wanted = ExecutionMode.NORMAL if component.name in normal else ExecutionMode.INFERENCE
+            assert pipeline.decisions[component.name].mode is wanted
+            for name, tensor in (*component.module.named_parameters(), *component.module.named_buffers()):
+                assert not tensor.is_inference(), f"{component.name}.{name}"
+
+
+def spy_on_modes(pipeline: Pipeline) -> dict[str, set[bool]]:
+    """Whether inference mode was on: inside the modules of each component, and in the scheduler's step ("glue")."""
+    seen: dict[str, set[bool]] = {}
+
+    def note(name: str) -> None:
+        seen.setdefault(name, set()).add(torch.is_inference_mode_enabled())
+
+    for component in pipeline.components:
+        for inner in component.module.modules():
+            if isinstance(inner, nn.Linear | nn.Conv2d | nn.Conv3d | nn.Embedding):
+                inner.register_forward_pre_hook(lambda *_, name=component.name: note(name))
+    step = pipeline.stock.scheduler.step
+
+    def spied(*args: object, **kwargs: object) -> object:
+        note("glue")
+        return step(*args, **kwargs)
+
+    pipeline.stock.scheduler.step = spied
+    return seen

@@ -1,0 +1,206 @@
+"""Sharded jobs stay in lockstep: ragged lists, failing requests and ranks that go astray never hang."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from runner.errors import UserError
+from runner.job import Outcome
+from runner.lockstep import Lockstep, OutOfStep, PeerLeft, TornApart
+from runner.manifest import Manifest
+from runner.pipeline import Pipeline
+from runner.prompts import Prompt
+from tests import tiny
+from tests.distributed.placed import joined, opened, run_prompts
+from tests.ranks import World, on_ranks
+
+# (prompt, seed, what differs from the family's call): steps and sizes are mixed, and no world size divides the list.
+RAGGED: list[tuple[str, int, dict[str, Any]]] = [
+    ("a cat", 0, {}),
+    ("a dog on a hill", 1, {"num_inference_steps": 3}),
+    ("rain", 2, {}),
+    ("a red cube", 3, {"height": 16, "width": 24}),
+    ("snow", 4, {"num_inference_steps": 3}),
+    ("a cat", 5, {"guidance_scale": 1.5}),
+    ("a boat", 6, {"num_inference_steps": 1}),
+]
+
+
+@pytest.fixture
+def path(tiny_root: Path) -> Path:
+    return tiny.build("flux", tiny_root)  # not on the ranks: there, transformers writes weights on rank 0 only
+
+
+def make(
+    world: World, pipeline: Pipeline, output: Path, rows: list[tuple[str, int, dict[str, Any]]]
+) -> tuple[list[Outcome], dict[tuple[str | int, int], np.ndarray]]:
+    """Run the job; its outcomes, and its pictures by prompt and seed."""
+    call = tiny.FAMILIES["flux"].call
+    prompts = [Prompt(text, seed, {**call, **differs}) for text, seed, differs in rows]
+    outcomes, pictures = run_prompts(world, pipeline, output, prompts)
+    state = Manifest(output).recover()
+    assert {id: n for id, n in state.attempts.items() if n != 1} == {}, "a try that another rank ended does not count"
+    return outcomes, pictures
+
+
+def expected(path: Path, prompt: str, seed: int, differs: dict[str, Any]) -> np.ndarray:
+    stock = _stock(path)
+    call = {**tiny.FAMILIES["flux"].call, **differs}
+    with torch.inference_mode():
+        return stock(prompt, **call, generator=torch.Generator().manual_seed(seed), output_type="np").images[0]
+
+
+@on_ranks(2, 3, 4)
+def test_a_ragged_list_of_mixed_requests_gives_the_stock_bits(world: World, path: Path) -> None:
+    pipeline = opened(world, path, "placement.default.share=shard")
+    outcomes, pictures = make(world, pipeline, world.tmp_path / "out", RAGGED)
+    assert [(o.request.prompt, o.request.seed) for o in outcomes] == [(prompt, seed) for prompt, seed, _ in RAGGED]
+    assert [outcome.failure for outcome in outcomes if outcome.failure] == [] and len(pictures) == len(RAGGED)
+    for prompt, seed, differs in RAGGED[world.rank :: world.size]:
+        assert np.array_equal(pictures[prompt, seed], expected(path, prompt, seed, differs)), prompt
+
+
+@functools.cache
+def _stock(path: Path) -> Any:
+    return tiny.load_stock(path)
+
+
+def _fails_before_the_first_forward(pipeline: Pipeline, culprit: str) -> None:
+    encode = pipeline.stock.encode_prompt
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        if culprit in str(kwargs["prompt"]):
+            raise ValueError(f"cannot read {culprit}")
+        return encode(*args, **kwargs)
+
+    pipeline.stock.encode_prompt = refuse
+
+
+def _fails_between_two_forwards(pipeline: Pipeline, culprit: str) -> None:
+    encode, step = pipeline.stock.encode_prompt, pipeline.stock.scheduler.step
+    making: list[str] = []
+
+    def note(*args: Any, **kwargs: Any) -> Any:
+        making[:] = [str(kwargs["prompt"])]
+        return encode(*args, **kwargs)
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        if culprit in making[0] and pipeline.stock.scheduler.step_index == 1:
+            raise ValueError(f"cannot go on with {culprit}")
+        return step(*args, **kwargs)
+
+    pipeline.stock.encode_prompt, pipeline.stock.scheduler.step = note, fail
+
+
+@pytest.mark.parametrize("how", [_fails_before_the_first_forward, _fails_between_two_forwards])
+@on_ranks(2, 3)
+def test_one_ranks_failing_request_costs_the_others_nothing(
+    world: World, path: Path, how: Callable[[Pipeline, str], None]
+) -> None:
+    pipeline = opened(world, path, "placement.default.share=shard")
+    how(pipeline, "culprit")
+    rows = [("a cat", 0, {}), ("the culprit", 1, {}), ("rain", 2, {}), ("snow", 3, {})]
+    outcomes, pictures = make(world, pipeline, world.tmp_path / "out", rows)
+    failed = [outcome for outcome in outcomes if outcome.failure]
+    assert [outcome.request.prompt for outcome in failed] == ["the culprit"]
+    assert "ValueError: cannot" in str(failed[0].reason)
+    assert set(pictures) == {("a cat", 0), ("rain", 2), ("snow", 3)}
+    if world.rank == 0:
+        for (prompt, seed), picture in pictures.items():
+            assert np.array_equal(picture, expected(path, prompt, seed, {})), prompt
+
+
+def _skips_a_forward(pipeline: Pipeline, culprit: str) -> None:
+    """What alike arguments do not show: this prompt alone takes one step less."""
+    encode, retrieve = pipeline.stock.encode_prompt, pipeline.stock.scheduler.set_timesteps
+    making: list[str] = []
+
+    def note(*args: Any, **kwargs: Any) -> Any:
+        making[:] = [str(kwargs["prompt"])]
+        return encode(*args, **kwargs)
+
+    @functools.wraps(retrieve)
+    def shorter(*args: Any, **kwargs: Any) -> Any:
+        retrieve(*args, **kwargs)
+        if culprit in making[0]:
+            pipeline.stock.scheduler.timesteps = pipeline.stock.scheduler.timesteps[:-1]
+
+    pipeline.stock.encode_prompt, pipeline.stock.scheduler.set_timesteps = note, shorter
+
+
+@on_ranks(2, 3)
+def test_requests_that_only_seem_alike_are_made_one_by_one(world: World, path: Path) -> None:
+    pipeline = opened(world, path, "placement.transformer.share=shard")
+    _skips_a_forward(pipeline, "short")
+    rows = [("a cat", 0, {}), ("a short one", 1, {}), ("rain", 2, {}), ("snow", 3, {})]
+    outcomes, pictures = make(world, pipeline, world.tmp_path / "out", rows)
+    assert [outcome.failure for outcome in outcomes if outcome.failure] == [] and len(pictures) == 4
+    assert np.array_equal(pictures["rain", 2], expected(path, "rain", 2, {}))
+
+
+@on_ranks(2, 3)
+def test_ranks_leave_together_and_say_who_went_where(world: World) -> None:
+    lockstep = Lockstep(joined(world))
+    with lockstep.request():
+        lockstep.meet("denoise/transformer.forward")
+
+    with pytest.raises(OutOfStep, match=r"rank 0 is at decode.*; rank 1 is at denoise"), (
+        lockstep.request()
+    ):  # fmt: skip
+        lockstep.meet("decode/vae.decode" if world.rank == 0 else "denoise/transformer.forward")
+
+    with pytest.raises(ValueError if world.rank == 1 else PeerLeft, match="too long"), lockstep.request():
+        if world.rank == 1:
+            raise ValueError("too long")
+        lockstep.meet("denoise/transformer.forward")
+
+    with pytest.raises(OutOfStep), lockstep.request():  # one rank is through, the others are not
+        if world.rank != 0:
+            lockstep.meet("denoise/transformer.forward")
+
+    with pytest.raises(RuntimeError, match="rank"), lockstep.request():  # each fails in its own way
+        raise RuntimeError(f"rank {world.rank}")
+    with lockstep.request():
+        lockstep.meet("all is well again")
+
+
+@on_ranks(2)
+def test_ranks_that_were_given_different_jobs_are_told(world: World) -> None:
+    joined(world).check_same("alike", "the job")
+    with pytest.raises(UserError, match="the job is not the same on all ranks: rank 1 differs from rank 0"):
+        joined(world).check_same(f"rank {world.rank}", "the job")
+
+
+def _fails_inside_a_forward(pipeline: Pipeline, culprit: str) -> None:
+    encode, block = pipeline.stock.encode_prompt, pipeline.stock.transformer.transformer_blocks[1]
+    making: list[str] = []
+
+    def note(*args: Any, **kwargs: Any) -> Any:
+        making[:] = [str(kwargs["prompt"])]
+        return encode(*args, **kwargs)
+
+    def fail(*_: Any) -> None:
+        if culprit in making[0]:
+            raise ValueError(f"cannot go on with {culprit}")
+
+    pipeline.stock.encode_prompt = note
+    block.register_forward_pre_hook(fail)
+
+
+@on_ranks(1)
+def test_a_rank_that_fails_inside_a_sharded_call_ends_the_job(world: World, path: Path) -> None:
+    """The others cannot be met there. On one rank, where nobody waits, it is a request's failure like any other."""
+    pipeline = opened(world, path, "placement.default.share=shard")
+    _fails_inside_a_forward(pipeline, "culprit")
+    outcomes, _ = make(world, pipeline, world.tmp_path / "out", [("a cat", 0, {}), ("the culprit", 1, {})])
+    assert [outcome.request.prompt for outcome in outcomes if outcome.failure] == ["the culprit"]
+    lockstep = Lockstep(replace(joined(world), size=2))
+    with pytest.raises(TornApart, match="inside the sharded denoise"), lockstep.request():
+        lockstep.inside = "denoise/transformer.forward"
+        raise ValueError("x")
