@@ -63,9 +63,10 @@ class Bench:
         found = processes_with(f"job.output={self.output}")
         return [process for process in found if "scripts/generate.py" in process.cmdline()[1:3]]
 
-    def check_nothing_left(self) -> None:
+    def check_nothing_left(self, killed: int = 0) -> None:
+        """No process, and no temporary file but one for each killed rank: it may have been writing a picture."""
         wait_until(lambda: not processes_with(f"job.output={self.output}"), 15, "the last process")
-        assert not list(self.output.rglob(".*")), "temporary files"
+        assert len(list(self.output.rglob(".*"))) <= killed, "temporary files"
         kept = [file for job in self.jobs for file in ROOT.glob(f"*slurm-st*-{job}.*")]
         assert not kept
 
@@ -144,7 +145,7 @@ def test_a_broken_rank_ends_the_job_which_is_requeued(
     print(f"\nranks gone after {took:.1f} s")
     assert bench.state() == "fault" and "fault: rank" in bench.log()
     bench.cluster.wait_for(job, "CANCELLED")
-    bench.check_nothing_left()
+    bench.check_nothing_left(killed=1)
 
 
 def test_a_preempted_job_goes_on_after_the_other(bench: Bench) -> None:
