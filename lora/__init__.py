@@ -5,7 +5,7 @@ from lora.beside import BesideLayers
 from lora.edits import Edits, Terms, edits_of
 from lora.merge import merged, write_merged
 from lora.reading import adapter_identity, read_adapter
-from lora.weights import MergedWeights
+from lora.weights import MergedWeights, ReadBase
 
 __all__ = [
     "Adapter",
@@ -14,6 +14,7 @@ __all__ = [
     "Edits",
     "LowRank",
     "MergedWeights",
+    "ReadBase",
     "Terms",
     "adapter_identity",
     "edits_of",

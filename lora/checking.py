@@ -163,10 +163,7 @@ def _weight_shape(layer: nn.Module) -> tuple[int, ...] | None:
 
 
 def _shared_weights(module: nn.Module) -> frozenset[str]:
-    """The names of parameters that have several: to change one layer would change another. Placeholders
-    of an offloader, which have no elements, are not asked."""
+    """The names of parameters that have several: to change one layer would change another."""
     parameters = list(module.named_parameters(remove_duplicate=False))
-    owners = Counter(
-        id(parameter) for _, parameter in parameters if parameter.numel()
-    )  # not an offloader's placeholders
+    owners = Counter(id(parameter) for _, parameter in parameters)
     return frozenset(name for name, parameter in parameters if owners[id(parameter)] > 1)

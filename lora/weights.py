@@ -1,6 +1,7 @@
 """Adapters merged into the weights that a module holds on this rank: whole ones, or its slices of sharded ones."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -8,25 +9,29 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from lora.edits import Edits, Terms
+from lora.edits import Edits
 from lora.merge import write_merged
+
+ReadBase = Callable[[str, slice, slice], torch.Tensor]
+"""A weight's name, and the rows and columns that are wanted of it -> their base, on the host."""
 
 
 class MergedWeights:
     """The weights of one module and what is merged into them. Each rank edits its own slices; nothing is gathered.
 
     Weights are written in place, so that whoever holds their memory (FSDP, a captured graph) sees the change. What is
-    merged always starts from the base, which is kept here from the first edit of a weight on, in host memory; or
-    comes from `base`, which returns this rank's slice of a weight in the weight's dtype, if it can be read again.
+    merged always starts from the base. Where `base` can read it again, and gave the live weight's own bits before its
+    first edit, it is read each time; else it is kept here, in host memory, from the first edit of a weight on.
 
     Memory on top of the weights: on the host, a copy of those that were ever edited (none with `base`); on the device
     while a weight is written, its slice once more where the base lies elsewhere, its factors and one tile in fp32 (see
     [Note: tiles] in lora/merge.py).
     """
 
-    def __init__(self, module: nn.Module, *, base: Callable[[str], torch.Tensor] | None = None) -> None:
+    def __init__(self, module: nn.Module, *, base: ReadBase | None = None) -> None:
         self._module = module
         self._read = base
+        self._read_again: set[str] = set()
         self._kept: dict[str, torch.Tensor] = {}
         self._edits = Edits()
 
@@ -44,11 +49,13 @@ class MergedWeights:
             written = []
             try:
                 for name in names:
+                    part = self._part(name)
                     written.append(name)
-                    self._write(name, edits.of(name))
+                    write_merged(part.local, part.base, edits.of(name), part.origin)
             except BaseException:
                 for name in written:
-                    self._write(name, self._edits.of(name))
+                    part = self._part(name)
+                    write_merged(part.local, part.base, self._edits.of(name), part.origin)
                 raise
         self._edits = edits
 
@@ -80,14 +87,18 @@ class MergedWeights:
             if isinstance(weight, DTensor):
                 _refuse_layout(name, weight)
 
-    def _write(self, name: str, terms: Terms) -> None:
+    def _part(self, name: str) -> "_Part":
         local, origin = self._writable(name)
-        base = self._base(name, local).to(local.device)
-        write_merged(local, base, terms, origin)
+        return _Part(local, self._base(name, local, origin).to(local.device), origin)
 
-    def _base(self, name: str, local: torch.Tensor) -> torch.Tensor:
-        if self._read is not None:
-            return self._read(name)
+    def _base(self, name: str, local: torch.Tensor, origin: tuple[int, int]) -> torch.Tensor:
+        """Of this rank's part `local` of a weight, which holds it still when it is asked for the first time."""
+        if self._read is not None and name not in self._kept:
+            rows, columns = (slice(start, start + size) for start, size in zip(origin, local.shape, strict=False))
+            base = self._read(name, rows, columns).to(local.dtype)
+            if name in self._read_again or _same_bits(base, local):
+                self._read_again.add(name)
+                return base
         if name not in self._kept:
             self._kept[name] = torch.empty_like(local, device="cpu").copy_(local)
         return self._kept[name]
@@ -107,6 +118,19 @@ class MergedWeights:
             weight = nn.Parameter(torch.empty_like(weight).copy_(weight), requires_grad=False)
             setattr(self._module.get_submodule(owner), attribute, weight)
         return weight.data, (0, 0)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What this rank holds of a weight, its base, and the row and column of the whole that both begin at."""
+
+    local: torch.Tensor
+    base: torch.Tensor
+    origin: tuple[int, int]
+
+
+def _same_bits(base: torch.Tensor, local: torch.Tensor) -> bool:
+    return torch.equal(base.contiguous().view(torch.uint8), local.cpu().contiguous().view(torch.uint8))
 
 
 def _refuse_layout(name: str, weight: DTensor) -> None:

@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 
 from offload.packing import PackedTensor, Packing, pack, view
-from offload.weight_file import WeightFile, identity
 from structure.checkpoint import CheckpointError, StoredTensor, match_keys, refuse_misshapen
+from structure.weight_file import WeightFile, identity
 
 RUN_BYTES = 32 * 2**20  # at most so much is read, or converted, in one go
 _RUN_PIECES = 512  # of the 1024 buffers that one preadv may fill

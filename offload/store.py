@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 
 from offload.packing import Packing
+from structure.weight_file import StoreError as StoreError
 
 Edit = Callable[[torch.Tensor], None]
 """Changes a weight in place, from its base to what it should be; on the host."""
@@ -35,7 +36,3 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Let go of mappings, files and threads. Idempotent."""
-
-
-class StoreError(RuntimeError):
-    """Weights could not be read from where they rest: says which file and tensor, and why."""

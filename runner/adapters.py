@@ -18,6 +18,7 @@ from lora import (
     BesideLayers,
     Edits,
     MergedWeights,
+    ReadBase,
     Terms,
     adapter_identity,
     edits_of,
@@ -28,6 +29,9 @@ from runner.component import Component
 from runner.config import LoraConfig, LoraMode, adapter_name
 from runner.distributed import World
 from runner.errors import UserError
+from runner.skeleton import stored_name
+from structure.checkpoint import CheckpointError
+from structure.stored_weights import StoredWeights
 
 
 class Place(Protocol):
@@ -108,10 +112,12 @@ class Adapters:
         offload.on_all_ranks(partial(self._places[component].set, edits), self._group)
 
 
-def open_adapters(config: LoraConfig, components: Sequence[Component], pipeline_class: type, world: World) -> Adapters:
+def open_adapters(
+    config: LoraConfig, components: Sequence[Component], pipeline_class: type, world: World, root: Path
+) -> Adapters:
     """Read every configured adapter and check it against the components, which are not touched yet.
 
-    Raises UserError, naming the adapter and its keys.
+    `root`: the diffusers directory that they came from. Raises UserError, naming the adapter and its keys.
     """
     modules = {component.name: component.module for component in components}
     adapters: dict[str, Adapter] = {}
@@ -123,18 +129,31 @@ def open_adapters(config: LoraConfig, components: Sequence[Component], pipeline_
         except AdapterError as error:
             raise UserError(f"lora {adapter_name(one)!r}: {error}") from error
     used = {name for adapter in adapters.values() for name in adapter.components}
-    places = {c.name: place_in(c.module, config.mode, world.device) for c in components if c.name in used}
+    places = {
+        c.name: place_in(c.module, config.mode, world.device, root / c.name) for c in components if c.name in used
+    }
     shared = any(isinstance(place, _MergedInStore) for place in places.values())
     return Adapters(config, adapters, places, world.control if shared and world.size > 1 else None)
 
 
-def place_in(module: nn.Module, mode: LoraMode, device: torch.device) -> Place:
-    """Where a module's adapters go, as its weights are placed now."""
+def place_in(module: nn.Module, mode: LoraMode, device: torch.device, folder: Path) -> Place:
+    """Where a module's adapters go, as its weights are placed now. They came from `folder`, unedited."""
     if mode is LoraMode.dynamic:
         return BesideLayers(module, device)
     if (offloader := offload.offloader_of(module)) is not None:
         return _MergedInStore(offloader)
-    return MergedWeights(module)
+    return MergedWeights(module, base=_base_in(folder, module))
+
+
+def _base_in(folder: Path, module: nn.Module) -> ReadBase | None:
+    """None where only a library can make the weights of what the files hold."""
+    names: dict[int, list[str]] = {}
+    for name, weight in module.state_dict(keep_vars=True).items():
+        names.setdefault(id(weight), []).append(name)
+    try:
+        return StoredWeights(folder, names.values(), rename=stored_name(module)).read
+    except CheckpointError:
+        return None
 
 
 def recipe_of_lora(config: LoraConfig) -> dict[str, Any]:

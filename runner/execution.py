@@ -107,9 +107,7 @@ def _foreign_wrapper(module: nn.Module) -> str | None:
             return f"accelerate's {type(inner._hf_hook).__name__} on {where}"
         if hasattr(inner, "_diffusers_hook"):
             return f"a diffusers hook on {where}"
-        if not isinstance(inner, FSDPModule) and type(inner).__module__.startswith(
-            ("torch.distributed.", "torch.nn.parallel.", "torch._dynamo.")
-        ):
+        if not isinstance(inner, FSDPModule) and type(inner).__module__.startswith(_WRAPPERS):
             return f"{type(inner).__name__} around {where}"
     return None
 

@@ -139,7 +139,7 @@ def open_pipeline(config: RunConfig, world: World, *, progress: bool = False) ->
     stock = _on_device(_pipeline_class(root, index), world.device)(**parts)
     stock.set_progress_bar_config(disable=True)
     pipeline = Pipeline(stock, world, config.execution.leave_inference, loadings)
-    pipeline.adapters = world.agreed(lambda: open_adapters(config.lora, pipeline.components, type(stock), world))
+    pipeline.adapters = world.agreed(lambda: open_adapters(config.lora, pipeline.components, type(stock), world, root))
     return pipeline
 
 

@@ -147,7 +147,7 @@ class _Bench:
         def edits(**active: float) -> Edits:
             return edits_of("transformer", adapters, active)
 
-        merged, offloaded = place_in(module, LoraMode.merge, world.device), offloader_of(module)
+        merged, offloaded = place_in(module, LoraMode.merge, world.device, component), offloader_of(module)
         self._row("merge A", [self._cost(lambda: merged.set(edits(A=1.0)))])
         steps = {"switch A -> B": (edits(A=1.0), edits(B=1.0)), "weight of B": (edits(B=1.0), edits(B=0.5))}
         for step, (start, end) in steps.items():
@@ -164,7 +164,7 @@ class _Bench:
             self._row("a pass, base", [self._cost(lambda: _fetch_all(offloaded)) for _ in range(self._rounds)])
 
         self._own = _own_bytes()  # with what merging keeps, which the next does not need
-        beside = place_in(module, LoraMode.dynamic, world.device)
+        beside = place_in(module, LoraMode.dynamic, world.device, component)
         for step, end in {"dynamic: A": edits(A=1.0), "dynamic: A -> B": edits(B=1.0)}.items():
             self._row(step, [self._cost(lambda end=end: beside.set(end))])  # type: ignore[misc]
 

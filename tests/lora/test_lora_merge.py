@@ -1,5 +1,6 @@
 """Merged weights are what the libraries' own fuse makes, and the base comes back bit for bit."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,11 @@ from torch import nn
 
 from lora import Edits, MergedWeights, edits_of, merged, read_adapter
 from lora.merge import TILE
+from offload import StoreError
+from runner.config import load_config
+from runner.distributed import World
+from runner.pipeline import open_pipeline
+from tests import tiny
 
 FAMILIES = (*WITH_LOADER, *WITHOUT_LOADER)
 BOTH = {"one": 0.7, "two": -0.4}
@@ -181,12 +187,48 @@ def test_a_base_that_can_be_read_again_is_not_kept(tiny_root: Path, tmp_path: Pa
     folder = save_adapter(open_tiny("pixart", tiny_root), tmp_path / "one", seed=1)
     module, stored = open_tiny("pixart", tiny_root).transformer, open_tiny("pixart", tiny_root).transformer.state_dict()
     adapters = {"one": read_adapter(folder, {"transformer": module})}
-    place = MergedWeights(module, base=stored.__getitem__)
+    place = MergedWeights(module, base=lambda name, rows, columns: stored[name][rows, columns])
     place.set(edits_of("transformer", adapters, {"one": 1.0}))
     assert place.kept_bytes == 0
     assert any(not torch.equal(value, stored[key]) for key, value in module.state_dict().items())
     place.set(Edits())
     assert all(torch.equal(value, stored[key]) for key, value in module.state_dict().items())
+
+
+def test_a_base_that_is_not_what_was_loaded_is_kept(tiny_root: Path, tmp_path: Path) -> None:
+    """Of one weight the file holds other bits than the module, as where a library computed on what it read."""
+    folder = save_adapter(open_tiny("pixart", tiny_root), tmp_path / "one", seed=1)
+    module, stored = open_tiny("pixart", tiny_root).transformer, open_tiny("pixart", tiny_root).transformer.state_dict()
+    edits = edits_of("transformer", {"one": read_adapter(folder, {"transformer": module})}, {"one": 1.0})
+    base = {key: value.clone() for key, value in module.state_dict().items()}
+    other = next(iter(edits.terms))
+    stored[other] = -stored[other]
+    place = MergedWeights(module, base=lambda name, rows, columns: stored[name][rows, columns])
+    for active in (edits, Edits(), edits, Edits()):
+        place.set(active)
+    assert place.kept_bytes == base[other].nbytes
+    assert all(torch.equal(value, base[key]) for key, value in module.state_dict().items())
+
+
+def test_the_runner_keeps_no_base_and_notices_a_replaced_file(tiny_root: Path, tmp_path: Path) -> None:
+    adapters = {key: str(folder) for key, folder in two_adapters("flux", tiny_root, tmp_path).items()}
+    path = shutil.copytree(tiny.build("flux", tiny_root), tmp_path / "model")
+    config = load_config(None, [f"model.path={path}", f"lora=[{{path: {adapters['one']}, name: one}}]"])
+    pipeline = open_pipeline(config, World(0, 1, torch.device("cpu")))
+    module = pipeline.stock.transformer
+    base = {key: value.clone() for key, value in module.state_dict().items()}
+    place = pipeline.adapters._places["transformer"]
+    for active in ({"one": 1.0}, {}, {"one": 0.5}):
+        pipeline.adapters.set(active)
+        assert isinstance(place, MergedWeights) and place.kept_bytes == 0
+        assert all(torch.equal(value, base[key]) for key, value in module.state_dict().items()) == (not active)
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    for file in (path / "transformer").glob("*.safetensors"):
+        shutil.copy(file, file.with_suffix(".new"))
+        file.with_suffix(".new").replace(file)
+    with pytest.raises(StoreError, match="was changed or replaced"):
+        pipeline.adapters.set({})
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
 
 
 def test_a_merge_that_fails_half_way_leaves_what_was_there(tiny_root: Path, tmp_path: Path) -> None:
@@ -197,12 +239,12 @@ def test_a_merge_that_fails_half_way_leaves_what_was_there(tiny_root: Path, tmp_
     adapters = {key: read_adapter(folder, modules) for key, folder in folders.items()}
     fails_at = None
 
-    def base(name: str) -> torch.Tensor:
+    def base(name: str, rows: slice, columns: slice) -> torch.Tensor:
         nonlocal fails_at
         if name == fails_at:
             fails_at = None
             raise OSError("the disk is gone")
-        return stored[name]
+        return stored[name][rows, columns]
 
     place = MergedWeights(module, base=base)
     place.set(edits_of("transformer", adapters, {"one": 1.0}))

@@ -11,9 +11,12 @@ from torch import nn
 from torch.distributed.tensor import DTensor, Shard
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lora import BesideLayers, Edits, MergedWeights, edits_of, read_adapter
+from lora import BesideLayers, Edits, MergedWeights, ReadBase, edits_of, read_adapter
 from lora.adapter import Adapter
 from sharding import build_mesh, prime, reshard, shard
+from structure.checkpoint import open_checkpoint
+from structure.stored_weights import StoredWeights
+from tests import tiny
 from tests.ranks import World, on_ranks
 
 FAMILIES = ("flux", "sd3", "qwenimage", "wan", "pixart")
@@ -55,6 +58,10 @@ def expect_equal(sharded: nn.Module, whole: nn.Module) -> None:
             assert torch.equal(parameter, expected[key]), key
 
 
+def base_in(folder: Path) -> ReadBase:
+    return StoredWeights(folder, [[key] for key in open_checkpoint(folder)]).read
+
+
 def on_dim_1(parameter: nn.Parameter) -> Shard | None:
     return Shard(1) if parameter.ndim > 1 and parameter.shape[1] % 2 == 0 else None
 
@@ -86,6 +93,13 @@ def expect_merges(world: World, name: str, dtype: torch.dtype, *, replicate: int
         made = picture(ours, name)
         assert (made == picture(whole, name)).all() and (made == base).all() == (not active)
     assert place.kept_bytes < theirs.kept_bytes * (0.6 if "resident_blocks" not in options else 1)
+    again = MergedWeights(ours.transformer, base=base_in(tiny.build(name, world.tmp_path) / "transformer"))
+    reshard(ours.transformer)
+    for active in (BOTH, {"two": 1.0}, {}):
+        theirs.set(edits_of("transformer", adapters, active))
+        again.set(edits_of("transformer", adapters, active))
+        expect_equal(ours.transformer, whole.transformer)
+        assert again.kept_bytes == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

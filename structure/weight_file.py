@@ -4,7 +4,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from offload.store import StoreError
+
+class StoreError(RuntimeError):
+    """Weights could not be read from where they rest: says which file and tensor, and why."""
+
 
 # What says that a path still holds the file it held: device, inode, size in bytes, time of the last write.
 Identity = tuple[int, int, int, int]
