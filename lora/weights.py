@@ -115,7 +115,7 @@ class MergedWeights:
             return weight.to_local(), (offset[0], offset[1])
         if weight.is_inference():
             owner, _, attribute = name.rpartition(".")
-            weight = nn.Parameter(torch.empty_like(weight).copy_(weight), requires_grad=False)
+            weight = nn.Parameter(torch.empty_like(weight).copy_(weight), requires_grad=weight.requires_grad)
             setattr(self._module.get_submodule(owner), attribute, weight)
         return weight.data, (0, 0)
 

@@ -239,7 +239,8 @@ class Offloaded:
         def call(*args: Any, **kwargs: Any) -> Any:
             self.begin()
             try:
-                return method(*args, **kwargs)
+                with torch.no_grad():  # autograd would keep hold of buffers that other weights come into
+                    return method(*args, **kwargs)
             except BaseException:  # also Ctrl-C, which may come between any two steps of the ring: make a new one
                 with normal_mode():
                     self._close_ring()

@@ -23,7 +23,6 @@ class UnitWeights:
         self.name = name
         self._weights = {weight.names[0]: weight for weight in weights}
         self._tensors = {name: weight.tensor for name, weight in self._weights.items()}
-        self._trained = {name: weight.tensor.requires_grad for name, weight in self._weights.items()}
         self._packing = store.packings[name] if weights else None
         self._placeholders: dict[torch.dtype, torch.Tensor] = {}
 
@@ -39,7 +38,6 @@ class UnitWeights:
             placeholder, old = self._placeholders[packed.dtype], self._tensors[name]
             if not torch._has_compatible_shallow_copy_type(old, placeholder):
                 self._tensors[name] = _replace(self._weights[name], placeholder)
-            self._tensors[name].requires_grad_(False)
             describe(self._tensors[name], name, packed)
         self.unbind()
 
@@ -70,7 +68,6 @@ class UnitWeights:
         for name, tensor in self._tensors.items():
             bring_back(tensor, tensors[name])
             forget(tensor)
-            tensor.requires_grad_(self._trained[name])
 
     def _packed(self) -> list[tuple[str, PackedTensor]]:
         return list(self._packing.tensors.items()) if self._packing else []
@@ -78,7 +75,7 @@ class UnitWeights:
 
 def _replace(weight: Weight, data: torch.Tensor) -> torch.Tensor:
     if isinstance(weight.tensor, nn.Parameter):
-        parameter = nn.Parameter(data, requires_grad=False)
+        parameter = nn.Parameter(data, requires_grad=weight.tensor.requires_grad)
         for module, name in weight.owners:
             module._parameters[name] = parameter
         return parameter

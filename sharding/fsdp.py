@@ -16,6 +16,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import Shard
 
+from sharding import requires_grad
 from sharding.guard import guard_methods
 from sharding.inference_mode import refuse_inference_mode
 from sharding.observed import is_sharded
@@ -46,8 +47,8 @@ def shard(
     them. `shard_placement_fn` is FSDP's, and chooses a parameter's sharded dim.
 
     Memory on the device: the shards (none when offloaded), the resident blocks, the parameters outside all blocks, and
-    2 + prefetch blocks: the running one, FSDP's buffer of the last gather, those ahead. Weights are frozen
-    (`requires_grad=False`), which also lets FSDP mix dtypes in a block: models keep some parameters in fp32.
+    2 + prefetch blocks: the running one, FSDP's buffer of the last gather, those ahead. Call it without autograd. No
+    weight requires grad until `prime`; see [Note: requires_grad].
 
     Raises ValueError when `module` is sharded already, or has fewer blocks than `resident_blocks`.
     """
@@ -62,7 +63,7 @@ def shard(
         logger.info("%s.%s is gathered with the root, not by itself: %s", type(module).__name__, name, reason)
     resident = _spread(list(units.blocks.values()), resident_blocks)
     whole = _parameters_kept_whole(module, resident)
-    module.requires_grad_(False)
+    requires_grad.suspend(module)
     _move(whole, _device_of(mesh))
 
     lists = [[block for block in blocks.values() if block not in resident] for blocks in units.lists]

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
+from sharding import requires_grad
+
 
 def refuse_inference_mode(action: str) -> None:
     """Raise RuntimeError inside `torch.inference_mode`: tensors made there stay inference tensors for ever."""
@@ -23,18 +25,22 @@ def refuse_inference_mode(action: str) -> None:
 def prime(module: nn.Module) -> None:
     """Gather and free every FSDP module below once, in normal mode, so that later calls may run in any mode.
 
-    See [Note: priming]. A collective: every rank calls it, after the weights are loaded and before the first forward.
-    Raises RuntimeError when a forward in inference mode came first; only loading the module again helps then.
+    See [Note: priming]. Weights get back the `requires_grad` that `shard` took. Idempotent, and a collective: every
+    rank calls it, after the weights are loaded and before the first forward. Raises RuntimeError when a forward in inference mode came first; only loading the module again helps then.
     """
     refuse_inference_mode("prime a module")
+    if is_primed(module):
+        return
     if any(buffer.is_inference() for buffers in _gather_buffers(module) for buffer in buffers):
         raise RuntimeError(f"{type(module).__name__} ran in inference mode before it was primed; load it anew")
     with torch.no_grad():
         for inner in module.modules():
             if isinstance(inner, FSDPModule):
+                inner._get_fsdp_state()._lazy_init()  # of the root first, else each block would be one
                 inner.unshard()
                 inner.reshard()
                 _give_back_freed_memory()
+    requires_grad.resume(module)
 
 
 def is_primed(module: nn.Module) -> bool:

@@ -5,6 +5,7 @@ import inspect
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
@@ -235,6 +236,15 @@ def test_an_error_in_a_prefetch_that_nobody_needs_is_none() -> None:
     offloaded.end()
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also in a shell's background job, which is born ignoring it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @torch.no_grad()
 def test_ctrl_c_while_waiting_for_a_block_does_no_harm() -> None:
     model, store, offloaded = offloaded_stack()

@@ -114,7 +114,7 @@ def test_shapes_dtypes_and_devices_are_the_true_ones(up: bool) -> None:
         assert (tensor.dtype, tensor.device) == (wanted.dtype, wanted.device), name
         assert tensor.numel() == wanted.numel() and tensor.nbytes == wanted.nbytes
         assert isinstance(tensor, nn.Parameter) == isinstance(wanted, nn.Parameter)
-        assert not tensor.requires_grad and not tensor.is_inference()
+        assert tensor.requires_grad == wanted.requires_grad and not tensor.is_inference()
     assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in plain.parameters())
     assert "away" in repr(model.blocks[0].low)
 

@@ -17,12 +17,12 @@ CPU = torch.device("cpu")
 
 
 class Wide(nn.Module):
-    """Six blocks of 64 MiB: each allocation has pages of its own, so that freeing it gives them back."""
+    """Weights of 64 MiB: above 32 MiB glibc maps each one by itself, so that freeing it gives its pages back."""
 
     def __init__(self) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(nn.Linear(4096, 4096, bias=False) for _ in range(NUM_BLOCKS))
-        self.out = nn.Linear(4096, 1024, bias=False)
+        self.out = nn.Linear(4096, 4096, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
@@ -34,7 +34,7 @@ class Wide(nn.Module):
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wide")
     weights = {f"blocks.{i}.weight": torch.full((4096, 4096), 1e-4 * (i + 1)) for i in range(NUM_BLOCKS)}
-    save_file(weights | {"out.weight": torch.ones(1024, 4096)}, folder / "model.safetensors")
+    save_file(weights | {"out.weight": torch.ones(4096, 4096)}, folder / "model.safetensors")
     return folder
 
 
@@ -61,7 +61,7 @@ def test_a_call_takes_the_memory_that_is_stated(
                 module(x)
             offloaded.end()
     num_slots = NUM_BLOCKS if window == "all" else window
-    assert offloaded.bytes_bound == (num_slots + resident_blocks) * 64 * MIB + 16 * MIB
+    assert offloaded.bytes_bound == (num_slots + resident_blocks + 1) * 64 * MIB
     assert peak() <= offloaded.bytes_bound + 8 * MIB
     assert offloaded.bytes_on_device == resident_blocks * 64 * MIB
     store.close()

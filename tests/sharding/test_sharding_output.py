@@ -20,6 +20,8 @@ def expect_same_bits(name: str, world: World, *, replicate: int = 1, order: str 
     with torch.no_grad():
         expected = call(name, model, world.device)
     assert all(output.isfinite().all() for output in expected)
+    next(model.parameters()).requires_grad_(False)
+    requires_grad = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
 
     prime(shard(model, build_mesh(world.device.type, replicate=replicate), **options))
 
@@ -30,6 +32,8 @@ def expect_same_bits(name: str, world: World, *, replicate: int = 1, order: str 
         for output, wanted in zip(outputs, expected, strict=True):
             assert output.is_inference() == (mode == "I")
             torch.testing.assert_close(output, wanted, rtol=0, atol=0)
+        # Which kernel runs depends on it: of what is gathered now, and of the slices.
+        assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == requires_grad
     return model
 
 
