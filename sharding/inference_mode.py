@@ -26,7 +26,9 @@ def prime(module: nn.Module) -> None:
     """Gather and free every FSDP module below once, in normal mode, so that later calls may run in any mode.
 
     See [Note: priming]. Weights get back the `requires_grad` that `shard` took. Idempotent, and a collective: every
-    rank calls it, after the weights are loaded and before the first forward. Raises RuntimeError when a forward in inference mode came first; only loading the module again helps then.
+    rank calls it, after the weights are loaded and before the first forward.
+
+    Raises RuntimeError when a forward in inference mode came first; only loading the module again helps then.
     """
     refuse_inference_mode("prime a module")
     if is_primed(module):
