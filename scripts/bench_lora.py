@@ -7,7 +7,7 @@ The component is a Flux with 416M parameters in bf16 and random weights; the ada
 layer of its blocks. One placement a process, since memory that one freed would hide what the next one takes. In order:
 
   load            the component from its files (in the page cache) to its placement: what a switch would else cost
-  merge A         the first time, when the base of the touched weights is copied, where it is not read again
+  merge A         the first time, when the files are compared with the weights, which are their base
   switch A -> B   later merges, the median of several
   weight of B
   a pass, B       of an offloaded component: every unit fetched once, as a denoising step does; from disk, B is merged

@@ -9,8 +9,8 @@ median and 10th .. 90th percentile. Latents are compared bit for bit with the re
 
 Arms:
   resident      all weights in memory
-  ours, disk    rest=disk, window=2: a thread reads the next block from the safetensors files while this one computes
-  ours, host    rest=host, window=2: the same from the node's one copy in shared memory
+  ours, disk    rest=disk, a thread reads the next block from the safetensors files while this one computes
+  ours, host    rest=host: the same from the node's one copy in shared memory
   diffusers     enable_group_offload(offload_to_disk_path=...), groups of one block
   accelerate    dispatch_model to disk, from the same files as ours, all of a block at once
   transfer      ours without the compute: the engine fetches all blocks in turn
@@ -57,10 +57,11 @@ def main() -> None:
         weights = write_checkpoint(folder)
         page_cache.flush(page_cache.files_in(folder))
         print(
-            f"{weights / 2**20:.0f} MiB of bf16 in {temporary}, {options.tokens} tokens, {options.steps} steps a stage"
+            f"{weights / 2**20:.0f} MiB of bf16 in {temporary}, {options.tokens} tokens, "
+            f"{options.steps} steps a stage, window {options.window}"
         )
         store, ranks = node_memory.copies_on_node(folder, weights)
-        with _servers(folder, options.threads) as servers:
+        with _servers(folder, options.threads, options.window) as servers:
             peaks, differences = _check(servers, options)
             samples = _measure(servers, options, peaks)
     figures = Figures(samples, {name: asdict(peak) for name, peak in peaks.items()}, differences, store, ranks)
@@ -71,14 +72,16 @@ def main() -> None:
 
 
 @contextmanager
-def _servers(folder: Path, num_threads: int) -> Iterator[dict[str, Server]]:
+def _servers(folder: Path, num_threads: int, window: int) -> Iterator[dict[str, Server]]:
     """By name. What our store does to the page cache depends on how it found it, so cold and warm have one each."""
     with ExitStack() as stack:
         servers: dict[str, Server] = {}
         for case in CASES:
             if case.server not in servers:
                 own = folder.parent / f"own-{len(servers)}"
-                servers[case.server] = stack.enter_context(Server(case.arm, case.state, folder, own, num_threads))
+                servers[case.server] = stack.enter_context(
+                    Server(case.arm, case.state, folder, own, num_threads, window)
+                )
         yield servers
 
 
@@ -146,6 +149,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=60, help="no round begins later (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=3, help="denoise steps of a stage (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=256, help="of picture and text together (default: %(default)s)")
+    parser.add_argument("--window", type=int, default=2, help="of ours, in blocks (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="that compute (default: %(default)s)")
     parser.add_argument("--quiet", type=float, default=0.1, help="of a core, for others (default: %(default)s)")
     parser.add_argument("--tries", type=int, default=3, help="to get a quiet sample (default: %(default)s)")

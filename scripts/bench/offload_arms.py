@@ -47,24 +47,28 @@ class Arm:
             offloaded.end()
 
 
-def build(name: str, folder: Path, own: Path) -> Arm:
-    """`folder`: the checkpoint. `own`: an empty folder for an arm that keeps its weights in files of its own."""
+def build(name: str, folder: Path, own: Path, window: int) -> Arm:
+    """`folder`: the checkpoint. `own`: an empty folder for an arm that keeps its weights in files of its own.
+
+    `window` is for our arms.
+    """
     own.mkdir()
-    model = _BUILDERS[name](folder, own)
+    model = _BUILDERS[name](folder, own, window)
     files = page_cache.files_in(own) or sorted(folder.glob("*.safetensors"))
     page_cache.flush(files)
     return Arm(model, files)
 
 
-def _resident(folder: Path, _: Path) -> nn.Module:
+def _resident(folder: Path, _: Path, __: int) -> nn.Module:
     return load_whole(CLASS, folder, DTYPE)
 
 
-def _ours(rest: Rest, folder: Path, _: Path) -> nn.Module:
-    return load_component(CLASS, folder, DTYPE, PlacementConfig(rest=rest), World(0, 1, CPU), Groups())[0]
+def _ours(rest: Rest, folder: Path, _: Path, window: int) -> nn.Module:
+    placement = PlacementConfig(rest=rest, window=window)
+    return load_component(CLASS, folder, DTYPE, placement, World(0, 1, CPU), Groups())[0]
 
 
-def _diffusers(folder: Path, own: Path) -> nn.Module:
+def _diffusers(folder: Path, own: Path, _: int) -> nn.Module:
     model = CLASS.from_pretrained(folder, torch_dtype=DTYPE, local_files_only=True).eval()
     model.enable_group_offload(
         onload_device=CPU,
@@ -76,7 +80,7 @@ def _diffusers(folder: Path, own: Path) -> nn.Module:
     return model
 
 
-def _accelerate(folder: Path, _: Path) -> nn.Module:
+def _accelerate(folder: Path, _: Path, __: int) -> nn.Module:
     with accelerate.init_empty_weights(include_buffers=False):
         model = CLASS.from_config(CLASS.load_config(folder, local_files_only=True)).to(DTYPE).eval()
     files = json.loads((folder / "diffusion_pytorch_model.safetensors.index.json").read_text())["weight_map"]
@@ -89,7 +93,7 @@ def _accelerate(folder: Path, _: Path) -> nn.Module:
     )
 
 
-_BUILDERS: dict[str, Callable[[Path, Path], nn.Module]] = {
+_BUILDERS: dict[str, Callable[[Path, Path, int], nn.Module]] = {
     "resident": _resident,
     "ours, disk": partial(_ours, Rest.disk),
     "ours, host": partial(_ours, Rest.host),

@@ -57,11 +57,11 @@ class Peak:
 class Server:
     """A process that has built one arm, with the checkpoint's pages in `state`: our store notes how it finds them."""
 
-    def __init__(self, name: str, state: str, folder: Path, own: Path, num_threads: int) -> None:
+    def __init__(self, name: str, state: str, folder: Path, own: Path, num_threads: int, window: int) -> None:
         context = get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(theirs, name, state, folder, own, num_threads), daemon=True
+            target=_serve, args=(theirs, name, state, folder, own, num_threads, window), daemon=True
         )
         self._process.start()
         theirs.close()
@@ -103,14 +103,16 @@ def memory(status: str = "/proc/self/status") -> list[int]:
     return [fields["RssAnon:"], fields["RssFile:"] + fields["RssShmem:"]]
 
 
-def _serve(connection: Connection, name: str, state: str, folder: Path, own: Path, num_threads: int) -> None:
+def _serve(
+    connection: Connection, name: str, state: str, folder: Path, own: Path, num_threads: int, window: int
+) -> None:
     torch.set_num_threads(num_threads)
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     diffusers.logging.set_verbosity_error()
     diffusers.logging.disable_progress_bar()
     connection.send(memory())
     page_cache.prepare(state, sorted(folder.glob("*.safetensors")))
-    arm = build(name, folder, own)
+    arm = build(name, folder, own, window)
     connection.send(None)
     with torch.no_grad():
         while True:
