@@ -31,17 +31,16 @@ def prime(module: nn.Module) -> None:
     Raises RuntimeError when a forward in inference mode came first; only loading the module again helps then.
     """
     refuse_inference_mode("prime a module")
-    if is_primed(module):
-        return
     if any(buffer.is_inference() for buffers in _gather_buffers(module) for buffer in buffers):
         raise RuntimeError(f"{type(module).__name__} ran in inference mode before it was primed; load it anew")
-    with torch.no_grad():
-        for inner in module.modules():
-            if isinstance(inner, FSDPModule):
-                inner._get_fsdp_state()._lazy_init()  # of the root first, else each block would be one
-                inner.unshard()
-                inner.reshard()
-                _give_back_freed_memory()
+    if not is_primed(module):
+        with torch.no_grad():
+            for inner in module.modules():
+                if isinstance(inner, FSDPModule):
+                    inner._get_fsdp_state()._lazy_init()  # of the root first, else each block would be one
+                    inner.unshard()
+                    inner.reshard()
+                    _give_back_freed_memory()
     requires_grad.resume(module)
 
 
