@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -87,6 +88,7 @@ def run_chaos(faults: list[str], job: list[str], disk: Path, expected: dict[str,
         if len(chaos.lines(output / "manifest.jsonl")) > NUM_REQUESTS * 0.6:
             chaos.run_until_done(output, job, num_ranks=rng.choice([1, 2]))
             check_done(output, expected)
+            shutil.rmtree(output)  # the disk is small
             number += 1
     output = disk / f"out{number}"
     if output.exists():
