@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from runner.config import load_config
 from runner.distributed import World
 from runner.errors import UserError
 from runner.exit_codes import ExitCode
+from runner.job import plan, read_job, settle
+from runner.manifest import State
+from runner.pipeline import open_pipeline
 from runner.run import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,6 +50,21 @@ def report(folder: Path) -> dict[str, Any]:
 def pictures(folder: Path) -> dict[str, tuple[bytes, int]]:
     """Content and time of writing, by name."""
     return {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in (folder / "images").iterdir()}
+
+
+def test_ten_thousand_prompts_are_planned_and_settled_in_a_second(tmp_path: Path) -> None:
+    """Loose: it fails when each is compared with each."""
+    file = tmp_path / "prompts.txt"
+    file.write_text("".join(f"a rocket number {number}\n" for number in range(10_000)))
+    config = load_config(None, [f"model.path={ROOT}/models/emoji-dit", f"job.prompts={file}"])
+    pipeline = open_pipeline(config, World(0, 1, torch.device("cpu")))
+    start = time.perf_counter()
+    requests = plan(read_job(config.job), config.job, pipeline, {})
+    half = {request.id: {"file": f"images/{request.stem}.png"} for request in requests[::2]}
+    settled, left = settle(requests, State(finished=half), max_attempts=3)
+    assert len(settled) == len(left) == 5_000
+    print(f"\n{time.perf_counter() - start:.2f} s")
+    assert time.perf_counter() - start < 5
 
 
 def test_a_rerun_makes_what_is_missing_and_only_that(make: Callable[..., int], tmp_path: Path) -> None:
