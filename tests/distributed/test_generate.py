@@ -204,8 +204,8 @@ def write_empty(folder: Path) -> Path:
         (["job.sed=1"], "nearest is 'job.seed'"),
     ],
 )
-def test_a_users_mistake_ends_with_one_line_and_exit_code_2(arguments: list[str], message: str) -> None:
-    result = generate(1, *arguments)
+def test_a_users_mistake_ends_with_one_line_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+    result = generate(1, f"job.output={tmp_path}", *arguments)
     assert result.returncode == 2
     assert result.stderr.strip().splitlines()[-1].startswith("error: ") and message in result.stderr
     assert "Traceback" not in result.stderr
