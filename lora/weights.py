@@ -52,7 +52,7 @@ class MergedWeights:
                     part = self._part(name)
                     written.append(name)
                     write_merged(part.local, part.base, edits.of(name), part.origin)
-            except BaseException:
+            except BaseException:  # also Ctrl-C: half of a merge would make other pictures without a word
                 for name in written:
                     part = self._part(name)
                     write_merged(part.local, part.base, self._edits.of(name), part.origin)

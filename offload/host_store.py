@@ -137,7 +137,7 @@ class HostStore:
     def _write_back(self, written: Sequence[str]) -> None:
         try:
             on_all_ranks(lambda: self._write(written, self._edited, []), self._group)
-        except BaseException:
+        except BaseException:  # also Ctrl-C: no weights rather than unknown ones
             self.close()
             raise
 
@@ -169,7 +169,7 @@ class HostStore:
             on_all_ranks(step, group)
             on_all_ranks(lambda: memory.page_lock(device), group)  # which takes writable pages
             on_all_ranks(memory.protect, group)
-        except BaseException:
+        except BaseException:  # also Ctrl-C: nobody has this store yet who could close it
             self.close()
             raise
 

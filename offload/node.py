@@ -74,6 +74,6 @@ def _sendable(error: Exception) -> Exception:
     """The error itself, or one that says the same where it cannot be sent."""
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:
+    except Exception:  # a library's error may raise anything while it is taken apart and put together
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error

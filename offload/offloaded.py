@@ -126,7 +126,7 @@ class Offloaded:
                 slot.wait()
                 unit.bind(slot.buffer)
                 self._outside = slot
-            except BaseException:
+            except BaseException:  # also Ctrl-C: half a stage would hold memory that no end() knows of
                 self._close_ring()
                 unit.unbind()
                 slot.free()
@@ -191,7 +191,7 @@ class Offloaded:
         with normal_mode():
             try:
                 self._fetch(self._resident)
-            except BaseException:
+            except BaseException:  # also Ctrl-C: the module is not ours yet, so nobody else would free them
                 self._free_resident()
                 raise
             for buffer in kept_buffers(self.module):

@@ -5,6 +5,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -44,7 +45,7 @@ def _rank(connection: Connection, rank: int, size: int, meeting: str, folder: Pa
     world = World(rank, size, offload_arms.CPU, dist.new_group(backend="gloo"))
     groups = Groups(node=node_group())
     dist.barrier()
-    before = _pss("smaps_rollup")
+    before = psutil.Process().memory_full_info().pss
     dist.barrier()
     placement = PlacementConfig(rest=Rest.host)
     model, _ = load_component(offload_arms.CLASS, folder, offload_arms.DTYPE, placement, world, groups)
@@ -55,18 +56,7 @@ def _rank(connection: Connection, rank: int, size: int, meeting: str, folder: Pa
         assert view is not None
         view[::4096].sum()
     dist.barrier()
-    connection.send((_pss("smaps", "dit-runner"), _pss("smaps_rollup") - before))
+    of_store = sum(mapped.pss for mapped in psutil.Process().memory_maps() if "dit-runner" in mapped.path)
+    connection.send((of_store, psutil.Process().memory_full_info().pss - before))
     dist.barrier()
     dist.destroy_process_group()
-
-
-def _pss(file: str, name: str = "") -> int:
-    """Bytes, of the mappings whose first line contains `name`."""
-    total, counts = 0, False
-    for line in Path("/proc/self", file).read_text().splitlines():
-        field = line.split()
-        if not field[0].endswith(":"):
-            counts = name in line
-        elif counts and field[0] == "Pss:":
-            total += int(field[1]) * 1024
-    return total

@@ -31,11 +31,6 @@ ROWS = {
 }
 
 
-@pytest.fixture
-def path(family: str, tiny_root: Path) -> Path:
-    return tiny.build(family, tiny_root)  # not on the ranks: there, transformers writes weights on rank 0 only
-
-
 @pytest.mark.parametrize("row", ROWS)
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @on_ranks(2)

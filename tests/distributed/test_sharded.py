@@ -23,11 +23,6 @@ PLACED = {
 
 
 @pytest.fixture
-def path(family: str, tiny_root: Path) -> Path:
-    return tiny.build(family, tiny_root)  # not on the ranks: there, transformers writes weights on rank 0 only
-
-
-@pytest.fixture
 def paths(tiny_root: Path) -> dict[str, Path]:
     return {family: tiny.build(family, tiny_root) for family in ("flux", "wan", "qwenimage")}
 

@@ -115,6 +115,12 @@ def test_every_layout_has_the_same_bits(world: World, option: str) -> None:
     expect_merges(world, "flux", torch.float32, **OPTIONS[option])
 
 
+@pytest.mark.parametrize("name", FAMILIES[1:])
+@on_ranks(2)
+def test_slices_on_the_host_have_the_same_bits(world: World, name: str) -> None:
+    expect_merges(world, name, torch.bfloat16, **OPTIONS["host"])
+
+
 @pytest.mark.slow
 @on_ranks(4)
 def test_replicas_of_shards_have_the_same_bits(world: World) -> None:
@@ -122,7 +128,7 @@ def test_replicas_of_shards_have_the_same_bits(world: World) -> None:
 
 
 @pytest.mark.parametrize("option", ["rows", "host"])
-@pytest.mark.parametrize("name", ["flux", "pixart"])
+@pytest.mark.parametrize("name", FAMILIES)
 @on_ranks(2)
 def test_beside_sharded_layers_the_bits_are_those_beside_whole_ones(world: World, name: str, option: str) -> None:
     whole, adapters = adapted(name, world, torch.bfloat16)

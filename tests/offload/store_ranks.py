@@ -9,6 +9,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -89,11 +90,4 @@ def _serve(
 
 def proportional_set_size(name: str) -> int:
     """Bytes (PSS: each page divided by the number of processes that map it) of our mappings of files of that name."""
-    total, counts = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        field = line.split()
-        if not field[0].endswith(":"):
-            counts = name in line
-        elif counts and field[0] == "Pss:":
-            total += int(field[1]) * 1024
-    return total
+    return sum(mapped.pss for mapped in psutil.Process().memory_maps() if name in mapped.path)
