@@ -55,23 +55,12 @@ class Pipeline:
         self.components: list[Component] = components_of(stock)
         self.decisions: dict[str, Decision] = resolve(self.components, leave)
         self.lockstep = Lockstep(world if any(component.is_sharded for component in self.components) else None)
-        parameters = inspect.signature(type(stock).__call__).parameters
-        self.arguments = [n for n, p in parameters.items() if p.kind is not p.VAR_KEYWORD and n != "self"]
+        self.arguments = _arguments(type(stock))
         self.prompt_argument = "prompt" if "prompt" in self.arguments else self.arguments[0]
 
     def check_arguments(self, call: Mapping[str, Any], where: str = "job.call") -> None:
         """Refuse what the pipeline's own signature does not take, or what the runner sets."""
-        for name in call:
-            if name in OWN_ARGUMENTS:
-                instead = OWN_ARGUMENTS[name]
-                raise UserError(
-                    f"{where}.{name} is set by the runner" + (f"; use {instead}" if instead else "; leave it out")
-                )
-            if name not in self.arguments:
-                near = difflib.get_close_matches(name, self.arguments, n=1, cutoff=0.0)[0]
-                raise UserError(
-                    f"{where}.{name}: {type(self.stock).__name__} takes no {name!r}; the nearest is {near!r}"
-                )
+        check_arguments(type(self.stock), call, where)
 
     def check_prompt(self, prompt: str | int, where: str) -> None:
         """Text for a pipeline that takes a prompt, a whole number for one that takes class labels."""
@@ -111,6 +100,25 @@ class Pipeline:
         return output[0][0]
 
 
+def check_arguments(cls: type, call: Mapping[str, Any], where: str = "job.call") -> None:
+    """Raises UserError for what the pipeline class's own signature does not take, or what the runner sets."""
+    arguments = _arguments(cls)
+    for name in call:
+        if name in OWN_ARGUMENTS:
+            instead = OWN_ARGUMENTS[name]
+            raise UserError(
+                f"{where}.{name} is set by the runner" + (f"; use {instead}" if instead else "; leave it out")
+            )
+        if name not in arguments:
+            near = difflib.get_close_matches(name, arguments, n=1, cutoff=0.0)[0]
+            raise UserError(f"{where}.{name}: {cls.__name__} takes no {name!r}; the nearest is {near!r}")
+
+
+def _arguments(cls: Any) -> list[str]:
+    parameters = inspect.signature(cls.__call__).parameters
+    return [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD and name != "self"]
+
+
 def open_pipeline(config: RunConfig, world: World, *, progress: bool = False) -> Pipeline:
     """Open the directory `model.path` and place each component as configured, in normal mode. Collective.
 
@@ -136,7 +144,7 @@ def open_pipeline(config: RunConfig, world: World, *, progress: bool = False) ->
             parts[name] = None
     if groups.mesh is not None and config.execution.leave_inference is Leave.weights:
         _verify_modes(groups.mesh)
-    stock = _on_device(_pipeline_class(root, index), world.device)(**parts)
+    stock = _on_device(pipeline_class(root, index), world.device)(**parts)
     stock.set_progress_bar_config(disable=True)
     pipeline = Pipeline(stock, world, config.execution.leave_inference, loadings)
     pipeline.adapters = world.agreed(lambda: open_adapters(config.lora, pipeline.components, type(stock), world, root))
@@ -154,7 +162,7 @@ def _read_directory(root: Path, config: RunConfig) -> tuple[dict[str, Any], dict
     for name in modules:
         check_placement(name, placement_of(name, config))
         check_weights(root / name)
-    _pipeline_class(root, index)
+    pipeline_class(root, index)
     return index, classes
 
 
@@ -174,7 +182,7 @@ def _on_device(cls: Any, device: torch.device) -> Any:
     return type(cls.__name__, (cls,), {"device": here, "_execution_device": here, "__module__": cls.__module__})
 
 
-def _pipeline_class(root: Path, index: Mapping[str, Any]) -> Any:
+def pipeline_class(root: Path, index: Mapping[str, Any]) -> Any:
     """The class that model_index.json names.
 
     Built from its parts rather than by `from_pretrained`: that one loads optional components (both DiTs of Wan) from

@@ -22,7 +22,7 @@ from runner.job import plan, read_job, run_job, settle
 from runner.last_words import LastWords
 from runner.outputs import write_whole
 from runner.part import parse_part
-from runner.pipeline import open_pipeline
+from runner.pipeline import check_arguments, open_pipeline, pipeline_class
 from runner.prompts import Prompt
 from runner.recipe import recipe_of
 from runner.report import Ending, summary, table, write_report
@@ -34,6 +34,7 @@ def run(config: RunConfig, world: World) -> int:
     """Make the job on the ranks of `world`. Returns the exit code (see ExitCode)."""
     _quiet_libraries()
     prompts = world.agreed(lambda: read_job(config.job))
+    world.agreed(lambda: _check_call(config))
     weights = world.agreed(lambda: _identity(config))
     adapters = world.agreed(lambda: recipe_of_lora(config.lora))
     with taken(config.job, recipe_of(config, weights) | adapters, world) as folder:
@@ -54,7 +55,6 @@ def _run_watched(
             print(f"{folder.path}: {note}", file=sys.stderr)
     watch.doing("load")
     pipeline = open_pipeline(config, world, progress=world.rank == 0 and sys.stderr.isatty())
-    world.agreed(lambda: pipeline.check_arguments(config.job.call))
     requests = world.agreed(lambda: parse_part(config.job.part).of(plan(prompts, config.job, pipeline, weights)))
     world.check_same([request.id for request in requests], "the job (prompts, recipe or weights)")
     settled, left = settle(requests, folder.state, config.job.max_attempts)
@@ -72,9 +72,14 @@ def _run_watched(
     return ending.code
 
 
+def _check_call(config: RunConfig) -> None:
+    """Before the folder is looked at, where a misspelt argument would be another recipe. Refuses what is no model."""
+    root = Path(config.model.path)
+    check_arguments(pipeline_class(root, read_index(root)), config.job.call)
+
+
 def _identity(config: RunConfig) -> dict[str, Any]:
     """What the weights are, and how they are computed with: part of every request's id."""
-    read_index(Path(config.model.path))  # refuses what is no model
     return {"weights": identity(Path(config.model.path)), "dtype": config.model.dtype.value}
 
 

@@ -67,6 +67,12 @@ def test_ten_thousand_prompts_are_planned_and_settled_in_a_second(tmp_path: Path
     assert time.perf_counter() - start < 5
 
 
+def test_a_misspelt_argument_is_not_called_another_recipe(make: Callable[..., int]) -> None:
+    assert make() == ExitCode.DONE
+    with pytest.raises(UserError, match="nearest is 'guidance_scale'"):
+        make("job.call.guidence_scale=2")
+
+
 def test_a_rerun_makes_what_is_missing_and_only_that(make: Callable[..., int], tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert make() == ExitCode.DONE
