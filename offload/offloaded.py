@@ -223,7 +223,7 @@ class Offloaded:
                 slot.fetch(self.store, name)
             for slot in slots.values():
                 slot.wait()
-        except BaseException:
+        except BaseException:  # also Ctrl-C: a half-filled slot would pass for its unit
             for slot in slots.values():
                 slot.unit = None
             raise

@@ -33,7 +33,7 @@ class Slot:
         """Raises StoreError; then, as after Ctrl-C, the slot holds nothing that could be taken for a unit."""
         try:
             self.engine.wait(self.copied)
-        except BaseException:
+        except BaseException:  # also Ctrl-C: what is half there would pass for the unit
             self.unit = None
             raise
 
@@ -87,7 +87,7 @@ class Ring:
         try:
             self.prefetch()
             slot.wait()
-        except BaseException:
+        except BaseException:  # also Ctrl-C: a slot in use by nobody would never be filled again
             slot.users -= 1
             raise
         return slot

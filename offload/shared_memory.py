@@ -40,7 +40,7 @@ class SharedMemory:
         path = on_first_rank(lambda: self._create(num_bytes), group)
         try:
             on_all_ranks(lambda: self._open(path, num_bytes), group)
-        except BaseException:
+        except BaseException:  # also Ctrl-C: nobody has this object yet who could close it
             self.close()
             raise
         finally:

@@ -30,7 +30,7 @@ from runner.config import LoraConfig, LoraMode, adapter_name
 from runner.distributed import World
 from runner.errors import UserError
 from runner.skeleton import stored_name
-from structure.checkpoint import CheckpointError
+from structure.checkpoint import CheckpointError, tied_names
 from structure.stored_weights import StoredWeights
 
 
@@ -147,11 +147,8 @@ def place_in(module: nn.Module, mode: LoraMode, device: torch.device, folder: Pa
 
 def _base_in(folder: Path, module: nn.Module) -> ReadBase | None:
     """None where only a library can make the weights of what the files hold."""
-    names: dict[int, list[str]] = {}
-    for name, weight in module.state_dict(keep_vars=True).items():
-        names.setdefault(id(weight), []).append(name)
     try:
-        return StoredWeights(folder, names.values(), rename=stored_name(module)).read
+        return StoredWeights(folder, tied_names(module), rename=stored_name(module)).read
     except CheckpointError:
         return None
 

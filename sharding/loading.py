@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from sharding.inference_mode import refuse_inference_mode
-from structure.checkpoint import CheckpointError, StoredTensor, few, match_keys, refuse_misshapen
+from structure.checkpoint import CheckpointError, StoredTensor, few, match_keys, refuse_misshapen, tied_names
 
 _Result = TypeVar("_Result")
 
@@ -95,14 +95,10 @@ def _plan(
     module: nn.Module, directory: Path, rename: Callable[[str], str] | None, variant: str | None
 ) -> list[_Weight]:
     """Pair every weight of the module with one stored tensor, in the order of the files."""
-    names: dict[int, list[str]] = {}
-    tensors = module.state_dict(keep_vars=True)
-    for name, weight in tensors.items():
-        names.setdefault(id(weight), []).append(name)
-
+    names, tensors = tied_names(module), module.state_dict(keep_vars=True)
     weights = []
-    matched = match_keys(directory, names.values(), rename=rename, variant=variant)
-    for tied, stored in zip(names.values(), matched, strict=True):
+    matched = match_keys(directory, names, rename=rename, variant=variant)
+    for tied, stored in zip(names, matched, strict=True):
         owners = [(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in tied]
         weights.append(_Weight(stored, tensors[tied[0]], owners))
     _refuse_unfit(module, weights)
