@@ -1,11 +1,11 @@
 """LoRA adapters under any placement: read and checked whole, then merged where weights rest, or applied beside them."""
 
 from lora.adapter import Adapter, AdapterError, LowRank
-from lora.beside import BesideLayers
+from lora.arithmetic import merged, write_merged
+from lora.dynamic import BesideLayers
 from lora.edits import Edits, Terms, edits_of
-from lora.merge import merged, write_merged
+from lora.merged import MergedWeights, ReadBase
 from lora.reading import adapter_identity, read_adapter
-from lora.weights import MergedWeights, ReadBase
 
 __all__ = [
     "Adapter",

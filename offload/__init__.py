@@ -1,18 +1,18 @@
 """Layerwise offload: weights wait in host memory or on disk, and are on the device before they are needed."""
 
-from offload.away import WeightAway
-from offload.copy_engine import CopyEngine
-from offload.disk_store import DiskStore
-from offload.edited_files import EditedFiles
 from offload.engines import engine_for
-from offload.host_store import HostStore
+from offload.engines.engine import CopyEngine
 from offload.layerwise import offload
-from offload.node import local_size, node_group, on_all_ranks
-from offload.normal_mode import normal_mode
 from offload.offloaded import Offloaded, is_offloaded, offloader_of
-from offload.room import NoRoom
-from offload.store import Edit, Store, StoreError
+from offload.placeholder import WeightAway
+from offload.stores.disk import DiskStore
+from offload.stores.edits import EditedFiles
+from offload.stores.host import HostStore
+from offload.stores.room import NoRoom
+from offload.stores.store import Edit, Store, StoreError
 from offload.units import OUTSIDE, find_aliases, plan_units
+from weights.agreement import local_size, node_group, on_all_ranks
+from weights.modes import normal_mode
 
 __all__ = [
     "OUTSIDE",

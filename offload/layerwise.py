@@ -6,13 +6,13 @@ from typing import Literal
 import torch
 from torch import nn
 
-from offload.away import is_described, supports
-from offload.copy_engine import CopyEngine
-from offload.normal_mode import refuse_inference_mode
+from offload.binding import UnitWeights
+from offload.engines.engine import CopyEngine
 from offload.offloaded import Offloaded, is_offloaded, kept_buffers
-from offload.store import Store
-from offload.unit_weights import UnitWeights
+from offload.placeholder import is_described, supports
+from offload.stores.store import Store
 from offload.units import BUFFERS, ENTRY_POINTS, OUTSIDE, find_blocks, find_weights, spread
+from weights.modes import refuse_inference_mode
 
 
 def offload(

@@ -8,16 +8,15 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from offload.copy_engine import CopyEngine
+from offload.binding import UnitWeights, guard_weights
 from offload.engines import engine_for
-from offload.normal_mode import normal_mode, refuse_inference_mode
+from offload.engines.engine import CopyEngine
 from offload.order import Order
-from offload.overrides import Overrides
 from offload.ring import Ring, Slot, Traffic, slot_sizes
-from offload.store import Edit, Store
-from offload.unit_weights import UnitWeights
+from offload.stores.store import Edit, Store
 from offload.units import OUTSIDE
-from offload.whole_weights import guard_weights
+from weights.modes import normal_mode, refuse_inference_mode
+from weights.overrides import Overrides
 
 
 def is_offloaded(module: nn.Module) -> bool:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from offload.copy_engine import CopyEngine, Mark
+from offload.engines.engine import CopyEngine, Mark
 from offload.order import Order
-from offload.store import Store
+from offload.stores.store import Store
 
 
 class Slot:

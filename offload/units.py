@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from structure.units import find_units
+from weights.blocks import find_units
 
 OUTSIDE = ""  # the unit of all that is in no block
 BUFFERS = "buffers"  # the unit of the persistent buffers in no block, where there are any

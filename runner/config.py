@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from runner.errors import UserError
-from runner.part import parse_part
+from runner.request import parse_part
 
 
 class Share(Enum):

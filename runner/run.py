@@ -13,21 +13,24 @@ import torch
 import transformers
 from torch.profiler import ProfilerActivity, profile
 
-from runner.adapters import recipe_of_lora
-from runner.checkpoint import identity, read_index
+from runner.components.directory import identity, pipeline_class, read_index
 from runner.config import RunConfig
-from runner.distributed import World
-from runner.folder import Folder, taken
-from runner.job import plan, read_job, run_job, settle
-from runner.last_words import LastWords
-from runner.outputs import write_whole
-from runner.part import parse_part
-from runner.pipeline import check_arguments, open_pipeline, pipeline_class
-from runner.prompts import Prompt
-from runner.recipe import recipe_of
-from runner.report import Ending, summary, table, write_report
-from runner.stopping import StopFile
-from runner.watch import Limits, Watch, watching
+from runner.health.last_line import LastWords
+from runner.health.stop import StopFile
+from runner.health.watch import Limits, Watch, watching
+from runner.job.job import plan, read_job, run_job, settle
+from runner.job.prompts import Prompt
+from runner.output.job_folder import Folder, taken
+from runner.output.recipe import recipe_of
+from runner.output.write import write_whole
+from runner.pipeline.adapters import recipe_of_lora
+from runner.pipeline.open import open_pipeline
+from runner.pipeline.pipeline import check_arguments
+from runner.report.explain import table
+from runner.report.run_json import Ending, write_report
+from runner.report.summary import summary
+from runner.request import parse_part
+from runner.world import World
 
 
 def run(config: RunConfig, world: World) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from structure.weight_file import WeightFile, identity
+from weights.weight_file import WeightFile, identity
 
 MIB = 2**20
 PAGE = mmap.PAGESIZE

@@ -45,10 +45,10 @@ from torch.distributed.tensor import DTensor
 
 from lora import Edits, edits_of, read_adapter
 from offload import Offloaded, offloader_of
-from runner.adapters import place_in
+from runner.components.load import build_groups, load_component
 from runner.config import LoraMode, PlacementConfig, Rest, RunConfig, Share
-from runner.distributed import World, joined_world
-from runner.placement import build_groups, load_component
+from runner.pipeline.adapters import place_in
+from runner.world import World, joined_world
 
 PLACEMENTS = {
     "resident": PlacementConfig(),

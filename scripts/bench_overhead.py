@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from runner.config import ModelConfig, RunConfig
-from runner.distributed import World
-from runner.pipeline import open_pipeline
+from runner.pipeline.open import open_pipeline
+from runner.world import World
 
 Arm = Callable[[], Any]
 RATIOS = (("ours", "inference"), ("ours", "no_grad"), ("inference", "no_grad"), ("again", "inference"))

@@ -34,7 +34,7 @@ import diffusers
 import torch
 from bench import layouts, loads, modes, textbook
 
-from runner.distributed import World, joined_world
+from runner.world import World, joined_world
 
 PARTS = ("modes", "handwritten", "load", "layout")
 

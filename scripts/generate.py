@@ -5,10 +5,9 @@ import os
 import sys
 from pathlib import Path
 
-from runner.agent import end_with_agent
 from runner.config import describe, load_config, to_yaml
-from runner.errors import UserError
-from runner.exit_codes import ExitCode
+from runner.errors import ExitCode, UserError
+from runner.health.torchrun import end_with_agent
 
 DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "generate.yaml"
 
@@ -47,8 +46,8 @@ def main() -> int:
             return 0
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         # torch and diffusers take seconds to import; --help should not.
-        from runner.distributed import joined_world
         from runner.run import explain, run
+        from runner.world import joined_world
 
         with joined_world(config.job.timeout_seconds) as world:
             return explain(config, world) if arguments.explain else run(config, world)

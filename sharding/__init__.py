@@ -1,14 +1,14 @@
 """FSDP over ranks for any component: shard it, load each rank's slice, prime it, read off what it is."""
 
 from sharding.fsdp import reshard, shard
-from sharding.guard import OutsideRead
-from sharding.inference_mode import is_primed, prime
 from sharding.layout import Layout, fake_world, layout
 from sharding.loading import LoadReport, load_sharded, set_dtype
 from sharding.mesh import build_mesh
-from sharding.observed import Sharding, bytes_per_rank, is_sharded, sharding_of
+from sharding.priming import is_primed, prime
+from sharding.recovery import OutsideRead
+from sharding.state import Sharding, bytes_per_rank, is_sharded, sharding_of
 from sharding.verification import MixedModesUnsafe, verify_mixed_modes
-from structure.checkpoint import CheckpointError, KeysDiffer
+from weights.checkpoint import CheckpointError, KeysDiffer
 
 __all__ = [
     "CheckpointError",

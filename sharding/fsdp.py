@@ -16,11 +16,11 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import Shard
 
-from sharding import requires_grad
-from sharding.guard import guard_methods
-from sharding.inference_mode import refuse_inference_mode
-from sharding.observed import is_sharded
-from structure.units import find_units
+from sharding.priming import suspend_requires_grad
+from sharding.recovery import guard_methods
+from sharding.state import is_sharded
+from weights.blocks import find_units
+from weights.modes import refuse_inference_mode
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def shard(
         logger.info("%s.%s is gathered with the root, not by itself: %s", type(module).__name__, name, reason)
     resident = _spread(list(units.blocks.values()), resident_blocks)
     whole = _parameters_kept_whole(module, resident)
-    requires_grad.suspend(module)
+    suspend_requires_grad(module)
     _move(whole, _device_of(mesh))
 
     lists = [[block for block in blocks.values() if block not in resident] for blocks in units.lists]

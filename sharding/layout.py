@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from sharding.observed import bytes_per_rank
+from sharding.state import bytes_per_rank
 
 
 @dataclass(frozen=True)

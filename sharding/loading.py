@@ -14,8 +14,8 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from sharding.inference_mode import refuse_inference_mode
-from structure.checkpoint import CheckpointError, StoredTensor, few, match_keys, refuse_misshapen, tied_names
+from weights.checkpoint import CheckpointError, StoredTensor, few, match_keys, refuse_misshapen, tied_names
+from weights.modes import refuse_inference_mode
 
 _Result = TypeVar("_Result")
 

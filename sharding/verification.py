@@ -6,7 +6,8 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from sharding.fsdp import shard
-from sharding.inference_mode import prime, refuse_inference_mode
+from sharding.priming import prime
+from weights.modes import refuse_inference_mode
 
 _ORDERS = ("II", "IN", "NI", "INI")  # I: torch.inference_mode, N: torch.no_grad
 _WIDTH = 24

@@ -22,9 +22,9 @@ from torch.distributed.tensor import DTensor
 
 import sharding
 from bench.textbook import textbook_shard
-from runner.distributed import World
-from runner.placement import load_whole
-from runner.skeleton import dtype_plan, skeleton
+from runner.components.load import load_whole
+from runner.components.skeleton import dtype_plan, skeleton
+from runner.world import World
 
 CLASS = diffusers.FluxTransformer2DModel
 DTYPE = torch.bfloat16

@@ -26,7 +26,7 @@ import numpy as np
 from bench.checkpoint import write_checkpoint
 from bench.load_once import METHODS, Load, load_once
 from bench.paired import Spread
-from runner.distributed import World
+from runner.world import World
 
 MIB = 2**20
 

@@ -21,12 +21,12 @@ import torch
 import sharding
 from bench.cases import CASES, LAUNCH_BOUND, Case
 from bench.paired import Arm, Spread, measure, refuse_unequal, report
-from runner.boundaries import Timings, boundaries
-from runner.component import components_of
+from runner.calls.boundary import Timings, boundaries
+from runner.calls.lockstep import Lockstep
+from runner.components.component import components_of
+from runner.components.resolver import ExecutionMode, enter, resolve
 from runner.config import Leave
-from runner.distributed import World
-from runner.execution import ExecutionMode, enter, resolve
-from runner.lockstep import Lockstep
+from runner.world import World
 
 AIM = 1 / 1.08  # weights at least 8 % faster than no_grad, where the model is launch-bound
 _RATIOS = {

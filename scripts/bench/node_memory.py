@@ -11,9 +11,9 @@ import torch.distributed as dist
 
 from bench import offload_arms
 from offload import node_group, offloader_of
+from runner.components.load import Groups, load_component
 from runner.config import PlacementConfig, Rest
-from runner.distributed import World
-from runner.placement import Groups, load_component
+from runner.world import World
 
 SIZE = 4
 

@@ -20,9 +20,9 @@ from torch import nn
 from bench import page_cache
 from offload import offloader_of
 from offload.offloaded import Offloaded
+from runner.components.load import Groups, load_component, load_whole
 from runner.config import PlacementConfig, Rest
-from runner.distributed import World
-from runner.placement import Groups, load_component, load_whole
+from runner.world import World
 
 CLASS = diffusers.FluxTransformer2DModel
 DTYPE = torch.bfloat16

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from runner.distributed import World
+from runner.world import World
 
 Arm = Callable[[], torch.Tensor]
 

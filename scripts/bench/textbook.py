@@ -11,7 +11,7 @@ from torch.distributed.fsdp import fully_shard
 import sharding
 from bench.cases import CASES, Case
 from bench.paired import Arm, measure, refuse_unequal, report
-from runner.distributed import World
+from runner.world import World
 
 AIM = 1.00  # ours / handwritten, with our best setting
 _RATIOS = {

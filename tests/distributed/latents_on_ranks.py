@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from runner.config import load_config
-from runner.distributed import joined_world
-from runner.pipeline import open_pipeline
+from runner.pipeline.open import open_pipeline
+from runner.world import joined_world
 from tests import tiny
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from runner.config import load_config
-from runner.distributed import joined_world
 from runner.run import run
+from runner.world import joined_world
 
 if __name__ == "__main__":
     jobs = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]

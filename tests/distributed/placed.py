@@ -11,17 +11,18 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from runner.component import components_of
+from runner.components.component import components_of
+from runner.components.resolver import ExecutionMode, resolve
 from runner.config import Format, JobConfig, Leave, load_config
-from runner.distributed import World
-from runner.execution import ExecutionMode, resolve
-from runner.folder import taken
-from runner.job import Outcome, plan, run_job
-from runner.last_words import LastWords
-from runner.pipeline import Pipeline, open_pipeline
-from runner.prompts import Prompt
-from runner.stopping import StopFile
-from runner.watch import Limits, watching
+from runner.health.last_line import LastWords
+from runner.health.stop import StopFile
+from runner.health.watch import Limits, watching
+from runner.job.job import Outcome, plan, run_job
+from runner.job.prompts import Prompt
+from runner.output.job_folder import taken
+from runner.pipeline.open import open_pipeline
+from runner.pipeline.pipeline import Pipeline
+from runner.world import World
 from tests import tiny
 from tests.ranks import World as TestWorld
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from runner.config import load_config
-from runner.outputs import pixel_hash
+from runner.media.pixels import pixel_hash
 from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from runner.calls.lockstep import Lockstep, OutOfStep, PeerLeft, TornApart
 from runner.errors import UserError
-from runner.job import Outcome
-from runner.lockstep import Lockstep, OutOfStep, PeerLeft, TornApart
-from runner.manifest import Manifest
-from runner.pipeline import Pipeline
-from runner.prompts import Prompt
+from runner.job.job import Outcome
+from runner.job.prompts import Prompt
+from runner.output.manifest import Manifest
+from runner.pipeline.pipeline import Pipeline
 from tests import tiny
 from tests.distributed.placed import joined, opened, run_prompts
 from tests.ranks import World, on_ranks

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from runner.prompts import read_prompts
+from runner.job.prompts import read_prompts
 from tests import tiny
 from tests.distributed.placed import opened, run_prompts
 from tests.distributed.test_generate import generate, manifest

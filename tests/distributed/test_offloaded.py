@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import offload
+from runner.components.resolver import ExecutionMode
 from runner.config import load_config
 from runner.errors import UserError
-from runner.execution import ExecutionMode
-from runner.pipeline import open_pipeline
+from runner.pipeline.open import open_pipeline
 from tests import tiny
 from tests.distributed.placed import call, expect_stock_bits_in_both_scopes, joined, opened, stock_bits
 from tests.distributed.test_generate import ENVIRONMENT, ROOT, manifest

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import runner.placement
+import runner.components.load
 import sharding
+from runner.components.resolver import ExecutionMode
 from runner.errors import UserError
-from runner.execution import ExecutionMode
 from tests import tiny
 from tests.distributed.placed import call, component_names, expect_stock_bits_in_both_scopes, opened, stock_bits
 from tests.ranks import World, on_ranks
@@ -82,11 +82,11 @@ def test_a_component_whose_stored_keys_are_renamed_loads_through_its_library(
     path = paths["qwenimage"]
     pipeline = opened(world, path, "placement.default.share=shard")
     assert {loading.how for loading in pipeline.loadings.values()} == {"each rank its slices"}
-    runner.placement.stored_name, known = lambda module: None, runner.placement.stored_name  # what if nobody knew them
+    runner.components.load.stored_name, known = lambda module: None, runner.components.load.stored_name  # what if nobody knew them
     try:
         pipeline = opened(world, path, "placement.default.share=shard")
     finally:
-        runner.placement.stored_name = known
+        runner.components.load.stored_name = known
     loaded = {name: loading.how for name, loading in pipeline.loadings.items()}
     assert loaded["transformer"] == loaded["vae"] == "each rank its slices"
     assert loaded["text_encoder"].startswith("whole, by its library, then sharded: ")

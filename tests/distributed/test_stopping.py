@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runner.manifest import Manifest
+from runner.output.manifest import Manifest
 from tests.distributed.chaos import ENVIRONMENT, ROOT, Job, lines
 
 

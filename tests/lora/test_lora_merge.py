@@ -6,7 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lora_files import (
+from torch import nn
+
+from lora import Edits, MergedWeights, edits_of, merged, read_adapter
+from lora.arithmetic import TILE
+from offload import StoreError
+from runner.config import load_config
+from runner.pipeline.open import open_pipeline
+from runner.world import World
+from tests import tiny
+from tests.lora.lora_files import (
     CONVOLUTIONS,
     LINEAR,
     WITH_LOADER,
@@ -17,15 +26,6 @@ from lora_files import (
     picture,
     save_adapter,
 )
-from torch import nn
-
-from lora import Edits, MergedWeights, edits_of, merged, read_adapter
-from lora.merge import TILE
-from offload import StoreError
-from runner.config import load_config
-from runner.distributed import World
-from runner.pipeline import open_pipeline
-from tests import tiny
 
 FAMILIES = (*WITH_LOADER, *WITHOUT_LOADER)
 BOTH = {"one": 0.7, "two": -0.4}

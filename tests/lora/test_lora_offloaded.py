@@ -16,17 +16,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lora_files import WITH_LOADER, WITHOUT_LOADER, modules_of, open_tiny, save_adapter
 
 import offload
 from lora import Edits
-from offload.away import is_away
+from offload.placeholder import is_away
+from runner.components.resolver import resolve
 from runner.config import Leave, load_config
-from runner.distributed import World as Ranks
-from runner.execution import resolve
-from runner.pipeline import Pipeline, open_pipeline
+from runner.pipeline.open import open_pipeline
+from runner.pipeline.pipeline import Pipeline
+from runner.world import World as Ranks
 from tests import tiny
 from tests.distributed.placed import joined
+from tests.lora.lora_files import WITH_LOADER, WITHOUT_LOADER, modules_of, open_tiny, save_adapter
 from tests.ranks import World, on_ranks
 
 FAMILIES = (*WITH_LOADER, *WITHOUT_LOADER)

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from lora_files import modules_of, open_tiny, picture, save_adapter
 from torch import nn
 from torch.distributed.tensor import DTensor, Shard
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -14,10 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lora import BesideLayers, Edits, MergedWeights, ReadBase, edits_of, read_adapter
 from lora.adapter import Adapter
 from sharding import build_mesh, prime, reshard, shard
-from structure.checkpoint import open_checkpoint
-from structure.stored_weights import StoredWeights
 from tests import tiny
+from tests.lora.lora_files import modules_of, open_tiny, picture, save_adapter
 from tests.ranks import World, on_ranks
+from weights.checkpoint import open_checkpoint
+from weights.stored_weights import StoredWeights
 
 FAMILIES = ("flux", "sd3", "qwenimage", "wan", "pixart")
 BOTH = {"one": 0.7, "two": -0.4}

@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
-from memory_store import MemoryStore
-from offload_models import Stack, example
 
 from offload import Offloaded, offload
+from tests.offload.memory_store import MemoryStore
+from tests.offload.offload_models import Stack, example
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from offload import StoreError, plan_units
-from offload.packing import Packing, pack, views
+from offload.stores.packing import Packing, pack, views
 from offload.units import ENTRY_POINTS
 
 

@@ -5,13 +5,13 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from layerwise_stack import CPU, offloaded_stack, plain_output
-from memory_store import MemoryStore
-from offload_models import Stack, example
 from torch import nn
 
 from offload import WeightAway, is_offloaded, offload, offloader_of
-from offload.away import is_away
+from offload.placeholder import is_away
+from tests.offload.layerwise_stack import CPU, offloaded_stack, plain_output
+from tests.offload.memory_store import MemoryStore
+from tests.offload.offload_models import Stack, example
 
 
 def block_bytes(store: MemoryStore) -> int:

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from layerwise_stack import CPU, offloaded_stack, plain_output
-from memory_store import MemoryStore
-from offload_models import Stack, example
 
 from offload import StoreError, is_offloaded, offload
-from offload.away import is_away
-from offload.thread_engine import ThreadEngine
+from offload.engines.thread import ThreadEngine
+from offload.placeholder import is_away
+from tests.offload.layerwise_stack import CPU, offloaded_stack, plain_output
+from tests.offload.memory_store import MemoryStore
+from tests.offload.offload_models import Stack, example
 
 
 @pytest.mark.parametrize("unit", ["", "blocks.0", "blocks.3", "buffers"])

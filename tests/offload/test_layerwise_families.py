@@ -9,12 +9,12 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from memory_store import MemoryStore
 from torch import nn
 
 from offload import Offloaded, normal_mode, offload
 from offload.units import BUFFERS, ENTRY_POINTS, OUTSIDE
 from tests import tiny
+from tests.offload.memory_store import MemoryStore
 
 CPU = torch.device("cpu")
 SEED = 0

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from memory_store import MemoryStore, packed_bytes
-from offload_models import DIM, Stack, example
 from torch import nn
 
 from offload import Offloaded, WeightAway, find_aliases, offload, plan_units
-from offload.away import is_away
+from offload.placeholder import is_away
+from tests.offload.memory_store import MemoryStore, packed_bytes
+from tests.offload.offload_models import DIM, Stack, example
 
 CPU = torch.device("cpu")
 

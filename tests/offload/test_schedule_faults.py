@@ -6,15 +6,15 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from memory_store import MemoryStore
-from offload_models import Stack, example
-from simulated_engine import SimulatedEngine, Simulation, Unordered
 
 from offload import Offloaded, offload
-from offload.copy_engine import done
+from offload.binding import UnitWeights
+from offload.engines.engine import done
+from offload.engines.stream import StreamEngine
 from offload.ring import Ring, Slot
-from offload.stream_engine import StreamEngine
-from offload.unit_weights import UnitWeights
+from tests.offload.engines.simulated_engine import SimulatedEngine, Simulation, Unordered
+from tests.offload.memory_store import MemoryStore
+from tests.offload.offload_models import Stack, example
 
 CPU = torch.device("cpu")
 Window = int | Literal["all"]

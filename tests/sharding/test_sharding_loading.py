@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
-from sharding_models import build, call, wan_dtype
 from torch import nn
 from torch.distributed.tensor import DTensor, Shard
 
@@ -27,6 +26,7 @@ from sharding import (
 )
 from tests.memory import peak_anonymous_memory
 from tests.ranks import World, on_ranks
+from tests.sharding.sharding_models import build, call, wan_dtype
 
 
 def saved(name: str, world: World, max_shard_size: str = "10GB") -> Path:

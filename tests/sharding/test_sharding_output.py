@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from sharding_models import MODELS, build, call
 from torch import nn
 from torch.distributed.tensor import DTensor, Shard
 
 from sharding import build_mesh, bytes_per_rank, is_sharded, layout, prime, reshard, shard
 from tests.memory import peak_anonymous_memory
 from tests.ranks import World, on_ranks
+from tests.sharding.sharding_models import MODELS, build, call
 
 ORDERS = ("II", "IN", "NI", "INI")  # I: inference mode, N: normal (no_grad)
 

@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import nn
 
-from structure.units import find_units
+from weights.blocks import find_units
 
 
 class Block(nn.Module):

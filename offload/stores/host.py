@@ -1,0 +1,189 @@
+"""Weights that rest in host memory, one copy a node: every local rank maps the same bytes."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import accumulate
+from typing import Self
+
+import torch
+import torch.distributed as dist
+
+from offload.stores.disk import DiskStore
+from offload.stores.edits import by_unit
+from offload.stores.packing import Packing, pack, view, views
+from offload.stores.room import require_room
+from offload.stores.shared_memory import SharedMemory
+from offload.stores.store import Edit, StoreError
+from weights.agreement import local_rank, local_size, on_all_ranks, on_first_rank
+
+_CPU = torch.device("cpu")
+
+
+class HostStore:
+    """A `Store` whose units lie in memory shared by the ranks of a node, read-only once it is filled.
+
+    Made by `from_files` or `from_tensors`: collectives over `group`, the ranks of one node as `node_group` makes it
+    (None: this process alone). An error on one rank is raised on all of them; NoRoom comes before any memory is taken.
+    `device` is where the weights will be copied to: where it can, each rank page-locks the memory for it.
+    `component` is what error messages call it.
+    """
+
+    packings: Mapping[str, Packing]
+
+    def __init__(self, packings: Mapping[str, Packing], group: dist.ProcessGroup | None, component: str) -> None:
+        """Room for the units, not filled yet."""
+        self.packings = packings
+        sizes = [packing.num_bytes for packing in packings.values()]
+        self._starts = dict(zip(packings, accumulate(sizes, initial=0), strict=False))
+        # What reading from disk would take: one unit in use, and one on its way.
+        elsewhere = {"rest: disk": sum(sorted(sizes)[-2:])}
+        on_first_rank(lambda: require_room(sum(sizes), f"{component} (rest: host)", elsewhere), group)
+        self._memory: SharedMemory | None = SharedMemory(max(sum(sizes), 1), group)
+        self._group = group
+        self._files: DiskStore | None = None  # the base of edited weights; where there is none, it is kept:
+        self._base: dict[str, torch.Tensor] = {}
+        self._edited: dict[str, dict[str, Edit]] = {}
+
+    @classmethod
+    def from_files(
+        cls,
+        open_files: Callable[[], DiskStore],
+        *,
+        group: dist.ProcessGroup | None = None,
+        device: torch.device = _CPU,
+        component: str = "the component",
+    ) -> Self:
+        """The weights of a DiskStore, which each rank opens; each reads its share of the bytes straight into place.
+
+        What DiskStore raises (KeysDiffer, CheckpointError, StoreError), and NoRoom, are raised on every rank.
+        """
+        with ExitStack() as stack:
+            files: DiskStore = on_all_ranks(lambda: _opened(open_files, stack), group)
+            store = cls(files.packings, group, component)
+            share, num_shares = local_rank(group), local_size(group)
+            store._fill(lambda: files.read_share(store.view, share, num_shares), group, device)
+            store._files = files
+            stack.pop_all()
+        return store
+
+    @classmethod
+    def from_tensors(
+        cls,
+        units: Mapping[str, Mapping[str, torch.Tensor]],
+        load: Callable[[], Mapping[str, torch.Tensor]],
+        *,
+        group: dist.ProcessGroup | None = None,
+        device: torch.device = _CPU,
+        component: str = "the component",
+    ) -> Self:
+        """The weights of a live module, where only a library can make them of what the files hold.
+
+        `units` as in DiskStore, on every rank. `load` is called on the group's first rank only, and returns the
+        tensors by the module's names for them: each is copied, and converted to the dtype in `units`.
+        """
+        tensors = on_all_ranks(lambda: load() if local_rank(group) == 0 else {}, group)
+        store = cls({unit: pack(wanted) for unit, wanted in units.items()}, group, component)
+        store._fill(lambda: store._copy(tensors), group, device)
+        return store
+
+    def view(self, unit: str) -> torch.Tensor:
+        """The unit's packed bytes, uint8 (num_bytes,), shared by all ranks: a write to them kills the process."""
+        if self._memory is None:
+            raise StoreError(f"unit {unit!r} was asked for after the host store was closed")
+        return self._memory.bytes.narrow(0, self._starts[unit], self.packings[unit].num_bytes)
+
+    def read(self, unit: str, out: torch.Tensor) -> None:
+        """Fill `out`, uint8 (num_bytes,)."""
+        assert out.dtype == torch.uint8 and out.numel() == self.packings[unit].num_bytes
+        out.copy_(self.view(unit))
+
+    def edit(self, edits: Mapping[str, Edit]) -> None:
+        """Once a node: each rank edits its share of the units, which all of them see.
+
+        The base comes from the files again. Where a library made the weights, the rank that edits one keeps a copy of
+        its base from then on: of each edited weight one more a node. While it runs, each rank needs the bytes of its
+        largest unit once more, because a unit is written when all that can fail is over.
+
+        If it fails, what was written before goes back. If that fails too (a file was replaced in that moment), the
+        store is closed on every rank: no weights rather than unknown ones.
+        """
+        wanted = on_all_ranks(lambda: by_unit(self.packings, edits), self._group)
+        share = list(self.packings)[local_rank(self._group) :: local_size(self._group)]
+        touched = [unit for unit in share if wanted.get(unit) != self._edited.get(unit)]
+        written: list[str] = []
+        try:
+            on_all_ranks(lambda: self._write(touched, wanted, written), self._group)
+        except BaseException as error:
+            # A rank that was interrupted cannot ask the others back: they have not failed.
+            if self._group is None or isinstance(error, Exception):
+                self._write_back(written)
+            raise
+        self._edited = wanted
+
+    def _write(self, units: Sequence[str], edits: Mapping[str, Mapping[str, Edit]], written: list[str]) -> None:
+        """Lists in `written` each unit whose bytes it began to change."""
+        if self._memory is None:
+            raise StoreError("weights were edited after the host store was closed")
+        scratch = torch.empty(max((self.packings[unit].num_bytes for unit in units), default=0), dtype=torch.uint8)
+        with self._memory.writable():
+            for unit in units:
+                made = scratch[: self.packings[unit].num_bytes]
+                self._read_base(unit, edits.get(unit, {}), made)
+                for name, edit in edits.get(unit, {}).items():
+                    edit(view(self.packings[unit].tensors[name], made))
+                written.append(unit)
+                self.view(unit).copy_(made)
+
+    def _write_back(self, written: Sequence[str]) -> None:
+        try:
+            on_all_ranks(lambda: self._write(written, self._edited, []), self._group)
+        except BaseException:  # also Ctrl-C: no weights rather than unknown ones
+            self.close()
+            raise
+
+    def _read_base(self, unit: str, edited: Collection[str], out: torch.Tensor) -> None:
+        """Fill `out` with the unit as it is without edits; `edited`: the weights of which a base will be needed."""
+        if self._files is not None:
+            self._files.read(unit, out)
+            return
+        out.copy_(self.view(unit))
+        for name, weight in views(self.packings[unit], out).items():
+            if name in self._base:
+                weight.copy_(self._base[name])
+            elif name in edited:
+                self._base[name] = weight.clone()
+
+    def close(self) -> None:
+        """Let go of this rank's mapping, which stays until its last view is gone. Idempotent."""
+        if self._files is not None:
+            self._files.close()
+            self._files = None
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+
+    def _fill(self, step: Callable[[], None], group: dist.ProcessGroup | None, device: torch.device) -> None:
+        memory = self._memory
+        assert memory is not None
+        try:
+            on_all_ranks(step, group)
+            on_all_ranks(lambda: memory.page_lock(device), group)  # which takes writable pages
+            on_all_ranks(memory.protect, group)
+        except BaseException:  # also Ctrl-C: nobody has this store yet who could close it
+            self.close()
+            raise
+
+    def _copy(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Nothing on the ranks that have no tensors."""
+        if not tensors:
+            return
+        for unit, packing in self.packings.items():
+            for name, target in views(packing, self.view(unit)).items():
+                assert tensors[name].shape == target.shape, f"{name} is {tensors[name].shape}, not {target.shape}"
+                target.copy_(tensors[name].detach())
+
+
+def _opened(open_files: Callable[[], DiskStore], stack: ExitStack) -> DiskStore:
+    files = open_files()
+    stack.callback(files.close)
+    return files

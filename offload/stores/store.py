@@ -1,0 +1,47 @@
+"""Where the weights of an offloaded component rest, unit by unit: what the host and the disk store have in common."""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+
+from offload.stores.packing import Packing
+from weights.weight_file import StoreError as StoreError
+
+Edit = Callable[[torch.Tensor], None]
+"""Changes a weight in place, from its base to what it should be; on the host."""
+
+
+class Store(Protocol):
+    """The true weights. Read-only while it is in use; shared by every user of the component on this node."""
+
+    packings: Mapping[str, Packing]
+    """The units by name, such as "blocks.3"; "" is all that is outside the streamed units."""
+
+    def view(self, unit: str) -> torch.Tensor | None:
+        """The unit's packed bytes where they rest in host memory, uint8 (num_bytes,); None where they must be read."""
+
+    def read(self, unit: str, out: torch.Tensor) -> None:
+        """Fill `out`, uint8 (num_bytes,) in host memory, with the unit's packed bytes. Blocks; runs in any thread.
+
+        Raises StoreError, naming file and tensor.
+        """
+
+    def edit(self, edits: Mapping[str, Edit]) -> None:
+        """Make the weights those of the files with these edits, by name, whatever was edited before; {} undoes all.
+
+        No read may be running. A collective where the store is shared; all or nothing. Raises KeyError for a name that
+        is in no unit.
+        """
+
+    def close(self) -> None:
+        """Let go of mappings, files and threads. Idempotent."""
+
+
+def fill_host(store: Store, unit: str, out: torch.Tensor) -> None:
+    """Copy or read the unit's bytes into `out`, uint8 (num_bytes,) in host memory."""
+    view = store.view(unit)
+    if view is None:
+        store.read(unit, out)
+    else:
+        out.copy_(view)

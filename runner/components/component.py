@@ -1,0 +1,116 @@
+"""A component of a pipeline: what it is called, the live module, the stage it works in, and how it is placed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+import offload
+import sharding
+from runner.config import Rest, Share
+
+# Pipelines call components through these, besides calling them; everything else they touch is glue.
+METHODS = ("encode", "decode", "get_text_features", "get_image_features")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Read off a live module: who holds the weights (`ranks` of them one copy), where they wait, and the device types
+    of the tensors that are there now."""
+
+    share: Share
+    rest: Rest
+    ranks: int
+    replicas: int
+    devices: str
+
+    def __str__(self) -> str:
+        if self.share is Share.replicate:
+            return f"{self.share.value}, {self.rest.value}"
+        copies = f" x {self.replicas}" if self.replicas > 1 else ""
+        return f"{self.share.value} {self.ranks}{copies}, {self.rest.value}"
+
+
+@dataclass(frozen=True)
+class Component:
+    name: str
+    module: nn.Module
+    stage: str
+
+    @property
+    def is_sharded(self) -> bool:
+        return sharding.is_sharded(self.module)
+
+    @property
+    def placement(self) -> Placement:
+        devices = ",".join(sorted({str(t.device) for t in self.module.parameters()})) or "none"
+        found = sharding.sharding_of(self.module)
+        if found is not None:
+            rest = Rest.host if found.rests_on_host else Rest.device
+            return Placement(Share.shard, rest, found.shard, found.replicate, devices)
+        rest = Rest.device
+        if (offloader := offload.offloader_of(self.module)) is not None:
+            rest = Rest.disk if offloader.store.view(offload.OUTSIDE) is None else Rest.host
+        return Placement(Share.replicate, rest, 1, 1, devices)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of parameters and buffers that this rank holds now, what waits in a store for its use not counted."""
+        offloader = offload.offloader_of(self.module)
+        return offloader.bytes_on_device if offloader else sharding.bytes_per_rank(self.module)
+
+    @property
+    def moving_bytes(self) -> int:
+        """On the device while its stage runs, and not between stages; 0 for what is not offloaded."""
+        offloader = offload.offloader_of(self.module)
+        return offloader.bytes_bound - offloader.bytes_at_rest if offloader else 0
+
+    def bring_up_head(self) -> None:
+        """Start to fetch the blocks that an offloaded component will run first. Returns at once."""
+        if (offloader := offload.offloader_of(self.module)) is not None:
+            offloader.prefetch_head()
+
+    def put_down(self) -> None:
+        """Free the weights that calls brought up, if any moved. Not a collective."""
+        if self.is_sharded:
+            sharding.reshard(self.module)
+        elif (offloader := offload.offloader_of(self.module)) is not None:
+            offloader.end()
+
+
+def components_of(pipeline: Any) -> list[Component]:
+    """A diffusers pipeline's modules in the order it declares (`model_cpu_offload_seq`), each with its stage.
+
+    What can decode, and all that is declared after it, is the decode stage; before it, models of the transformers
+    library encode the prompt, and the rest (a DiT, a UNet, a ControlNet) denoise.
+    """
+    modules = {name: module for name, module in pipeline.components.items() if isinstance(module, nn.Module)}
+    declared = [name for name in (pipeline.model_cpu_offload_seq or "").split("->") if name in modules]
+    ordered = declared + [name for name in modules if name not in declared]
+    components, decoding = [], False
+    for name in ordered:
+        decoding = decoding or callable(getattr(modules[name], "decode", None))
+        stage = "decode" if decoding else "encode" if isinstance(modules[name], PreTrainedModel) else "denoise"
+        components.append(Component(name, modules[name], stage))
+    return components
+
+
+def look_ahead(components: Sequence[Component]) -> dict[str, Component]:
+    """By the last component of a stage: the offloaded one that the next stage begins with, to come up meanwhile.
+
+    Only where its first blocks, beside all that this stage has on the device, raise no peak: another stage takes as
+    much anyhow. What a sharded component gathers is not known here, so nothing comes up beside one.
+    """
+    stages = [list(group) for _, group in groupby(components, key=lambda component: component.stage)]
+    peak = max((sum(c.moving_bytes for c in stage) for stage in stages), default=0)
+    ahead = {}
+    for stage, (first, *_) in pairwise(stages):
+        offloader = offload.offloader_of(first.module)
+        if offloader is None or any(component.is_sharded for component in stage):
+            continue
+        if sum(component.moving_bytes for component in stage) + offloader.bytes_of_ring <= peak:
+            ahead[stage[-1].name] = first
+    return ahead

@@ -1,0 +1,54 @@
+"""A file of JSON lines that only grows, and survives whatever ends the process that writes it."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from runner.output.write import write_whole
+
+Line = Mapping[str, Any]
+
+
+class Journal:
+    """Lines on disk. `append` returns when they are on the disk; `lines` leaves out what a dying process half wrote."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def lines(self) -> tuple[list[dict[str, Any]], int]:
+        """Every whole line, and how many are damaged: cut short by a kill or a full disk, or no object."""
+        if not self.path.exists():
+            return [], 0
+        *texts, rest = self.path.read_bytes().split(b"\n")
+        parsed = [_object(text) for text in texts if text.strip()]
+        whole = [line for line in parsed if line is not None]
+        return whole, len(parsed) - len(whole) + (rest != b"")
+
+    def append(self, lines: Iterable[Line]) -> None:
+        """In one write, so that lines of two processes do not mix."""
+        text = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines)
+        data = text.encode("utf-8", "replace")
+        if not data:
+            return
+        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            while data:  # a disk that is nearly full takes a part, and raises the next time
+                data = data[os.write(file, data) :]
+            os.fsync(file)
+        finally:
+            os.close(file)
+
+    def rewrite(self, lines: Iterable[Line]) -> None:
+        """Exactly these lines, replaced whole."""
+        text = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines)
+        write_whole(self.path, lambda temp: temp.write_text(text, encoding="utf-8", errors="replace"))
+
+
+def _object(text: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None

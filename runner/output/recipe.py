@@ -1,0 +1,71 @@
+"""What decides the pixels of a whole job. A folder keeps one recipe, so that a rerun cannot mix two."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from runner.config import OnChange, RunConfig
+from runner.errors import UserError
+from runner.output.write import write_whole
+
+NAME = "recipe.json"
+
+
+def recipe_of(config: RunConfig, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value. `identity` says what the weights are.
+
+    Left out is what does not decide a request's pixels (placement, mesh, world size, part), and what each request says
+    for itself (its prompt and its own fields): a longer prompt list is the same recipe.
+    """
+    job = config.job
+    call = {f"job.call.{name}": value for name, value in sorted(job.call.items())}
+    own = {"job.seed": job.seed, "job.format": job.format.value, "job.fps": job.fps}
+    recipe = {**{f"model.{name}": value for name, value in identity.items()}, **own, **call}
+    return json.loads(json.dumps(recipe, default=str))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """`key: old -> new` for each key that differs."""
+    keys = [key for key in {**old, **new} if old.get(key, "unset") != new.get(key, "unset")]
+    return [f"{key}: {_short(old.get(key, 'unset'))} -> {_short(new.get(key, 'unset'))}" for key in keys]
+
+
+def choose_folder(folders: Iterator[Path], recipe: Mapping[str, Any], on_change: OnChange) -> Path:
+    """The first of `folders` when it keeps this recipe or none; with `new_folder`, the first of all that does.
+
+    A rerun with the changed recipe so finds the folder that the first such run began. Raises UserError when the first
+    keeps another recipe and no new one was asked for.
+    """
+    first = next(folders)
+    changed = differences(read_recipe(first) or recipe, recipe)
+    if not changed:
+        return first
+    if on_change is OnChange.refuse:
+        raise UserError(
+            f"job.output: {first} was made by another recipe ({'; '.join(changed)}); go back to it, name another "
+            "folder, or say job.on_change=new_folder"
+        )
+    return next(folder for folder in folders if not differences(read_recipe(folder) or recipe, recipe))
+
+
+def read_recipe(folder: Path) -> dict[str, Any] | None:
+    """The recipe that a folder keeps, or None. Raises UserError when it cannot be read."""
+    try:
+        return json.loads((folder / NAME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / NAME} cannot be read ({error}); restore it, or name another job.output") from error
+
+
+def keep_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
+    """Write the recipe, unless it is there: it is the folder's from its first request on."""
+    if not (folder / NAME).exists():
+        text = json.dumps(recipe, indent=2, ensure_ascii=False)
+        write_whole(folder / NAME, lambda temp: temp.write_text(text + "\n", encoding="utf-8"))
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:12]}..."

@@ -1,0 +1,50 @@
+"""Files that are written whole or not at all."""
+
+import json
+import os
+import re
+import secrets
+import unicodedata
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a hidden temporary file beside `path`, then move it into place."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Random, not the process's id: nodes share the folder, and a process may write one file from two threads.
+    temp = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    try:
+        write(temp)
+        with temp.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temp, path)
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    write_whole(path, lambda temp: temp.write_text(text, encoding="utf-8", errors="replace"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in the file; empty when there is no such file, or none that can be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def slug(prompt: str | int, limit: int = 40) -> str:
+    """A file name part: lower-case ASCII letters, digits and hyphens, never empty."""
+    part = re.sub(r"[^a-z0-9]+", "-", plain_letters(str(prompt)).lower()).strip("-")
+    return part[: max(limit, 0)].strip("-") or "untitled"
+
+
+def plain_letters(text: str) -> str:
+    """The text with its accents and compatibility forms taken apart and the accents dropped."""
+    return "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))

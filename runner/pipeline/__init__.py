@@ -1,0 +1,1 @@
+"""The stock pipeline over placed components, and the adapters in them."""

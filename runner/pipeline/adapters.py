@@ -1,0 +1,188 @@
+"""The adapters of a run: read and checked at the start, switched between requests without reloading the base."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import offload
+from lora import (
+    Adapter,
+    AdapterError,
+    BesideLayers,
+    Edits,
+    MergedWeights,
+    ReadBase,
+    Terms,
+    adapter_identity,
+    edits_of,
+    read_adapter,
+    write_merged,
+)
+from runner.components.component import Component
+from runner.components.skeleton import stored_name
+from runner.config import LoraConfig, LoraMode, adapter_name
+from runner.errors import UserError
+from runner.world import World
+from weights.checkpoint import CheckpointError, tied_names
+from weights.stored_weights import StoredWeights
+
+
+class Place(Protocol):
+    """Where one component's adapters are put, whatever its placement."""
+
+    def set(self, edits: Edits) -> None:
+        """Make the component base + edits, from any mode; all or nothing."""
+
+
+class Adapters:
+    """The adapters by name, and which of them are active now. Without any, every method does nothing.
+
+    `group`: the ranks that switch together because weights of theirs are one copy; None where each is on its own.
+    """
+
+    def __init__(
+        self,
+        config: LoraConfig,
+        adapters: Mapping[str, Adapter],
+        places: Mapping[str, Place],
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        self._mode = config.mode
+        self._weights = {adapter_name(one): one.weight for one in config.adapters}
+        self._adapters = dict(adapters)
+        self._places = dict(places)
+        self._group = group
+        self._active: dict[str, float] = {}
+
+    def choose(self, asked: Mapping[str, float] | None, where: str) -> dict[str, float]:
+        """The weights by name that a prompt is made with: those it asks for, else the configured ones.
+
+        Raises UserError, saying `where`, for a name that is not configured.
+        """
+        chosen = self._weights if asked is None else asked
+        for name in chosen:
+            if name not in self._adapters:
+                known = ", ".join(self._adapters) or "none; set lora.adapters"
+                raise UserError(f"{where}: lora {name!r} is not configured; there is {known}")
+        return {name: weight for name, weight in chosen.items() if weight != 0}
+
+    def identity(self, active: Mapping[str, float]) -> dict[str, Any]:
+        """What decides the pixels of a request beside its own fields: nothing where no adapter is active.
+
+        The order counts, since it is the order of a sum; names do not.
+        """
+        if not active:
+            return {}
+        parts = [
+            (self._adapters[name].identity, weight, list(self._adapters[name].components))
+            for name, weight in active.items()
+        ]
+        return {"lora": parts, "lora.mode": self._mode.value}
+
+    def set(self, active: Mapping[str, float]) -> None:
+        """Make these adapters, and no others, take part from now on, in any mode. A collective over `group`.
+
+        All or nothing: what fails in one component, on any rank of the group, is taken back in all.
+        """
+        if list(active.items()) == list(self._active.items()):
+            return
+        done: list[str] = []
+        try:
+            for component in self._places:
+                done.append(component)
+                self._set(component, active)
+        except BaseException as error:
+            # A rank that was interrupted cannot ask the others back: they have not failed.
+            if self._group is None or isinstance(error, Exception):
+                with ExitStack() as undo:  # goes on where one of them fails
+                    for component in done:
+                        undo.callback(self._set, component, self._active)
+            raise
+        self._active = dict(active)
+
+    def _set(self, component: str, active: Mapping[str, float]) -> None:
+        edits = edits_of(component, self._adapters, active)
+        offload.on_all_ranks(partial(self._places[component].set, edits), self._group)
+
+
+def open_adapters(
+    config: LoraConfig, components: Sequence[Component], pipeline_class: type, world: World, root: Path
+) -> Adapters:
+    """Read every configured adapter and check it against the components, which are not touched yet.
+
+    `root`: the diffusers directory that they came from. Raises UserError, naming the adapter and its keys.
+    """
+    modules = {component.name: component.module for component in components}
+    adapters: dict[str, Adapter] = {}
+    for one in config.adapters:
+        try:
+            adapters[adapter_name(one)] = read_adapter(
+                Path(one.path), modules, components=one.components, pipeline_class=pipeline_class
+            )
+        except AdapterError as error:
+            raise UserError(f"lora {adapter_name(one)!r}: {error}") from error
+    used = {name for adapter in adapters.values() for name in adapter.components}
+    places = {
+        c.name: place_in(c.module, config.mode, world.device, root / c.name) for c in components if c.name in used
+    }
+    shared = any(isinstance(place, _MergedInStore) for place in places.values())
+    return Adapters(config, adapters, places, world.control if shared and world.size > 1 else None)
+
+
+def place_in(module: nn.Module, mode: LoraMode, device: torch.device, folder: Path) -> Place:
+    """Where a module's adapters go, as its weights are placed now. They came from `folder`, unedited."""
+    if mode is LoraMode.dynamic:
+        return BesideLayers(module, device)
+    if (offloader := offload.offloader_of(module)) is not None:
+        return _MergedInStore(offloader)
+    return MergedWeights(module, base=_base_in(folder, module))
+
+
+def _base_in(folder: Path, module: nn.Module) -> ReadBase | None:
+    """None where only a library can make the weights of what the files hold."""
+    try:
+        return StoredWeights(folder, tied_names(module), rename=stored_name(module)).read
+    except CheckpointError:
+        return None
+
+
+def recipe_of_lora(config: LoraConfig) -> dict[str, Any]:
+    """What decides the pixels of prompts that choose no adapters of their own: dotted key -> value. Reads files."""
+    recipe: dict[str, Any] = {}
+    for one in config.adapters:
+        if one.weight != 0:
+            try:
+                identity = adapter_identity(Path(one.path))
+            except AdapterError as error:
+                raise UserError(f"lora {adapter_name(one)!r}: {error}") from error
+            recipe[f"lora.{adapter_name(one)}"] = [identity, one.weight, list(one.components)]
+    return recipe | {"lora.mode": config.mode.value} if recipe else {}
+
+
+@dataclass(frozen=True)
+class _Merge:
+    """An edit of a weight; equal for equal terms, so that a store leaves what does not change alone."""
+
+    terms: Terms
+
+    def __call__(self, weight: torch.Tensor) -> None:
+        write_merged(weight, weight, self.terms)
+
+
+class _MergedInStore:
+    """Merged where an offloaded component's weights rest: once a node, or at each read of a file."""
+
+    def __init__(self, offloader: offload.Offloaded) -> None:
+        self._offloader = offloader
+        aliases = offload.find_aliases(offloader.module)
+        self._first_name = {other: name for name, others in aliases.items() for other in others}
+
+    def set(self, edits: Edits) -> None:
+        self._offloader.edit({self._first_name.get(name, name): _Merge(terms) for name, terms in edits.terms.items()})

@@ -1,0 +1,67 @@
+"""Opens a diffusers directory: each component loaded and placed, and the stock pipeline put together from them."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from tqdm import tqdm
+
+import sharding
+from runner.components.directory import is_component, pipeline_class, read_directory
+from runner.components.load import Loading, build_groups, from_pretrained, load_component, placement_of
+from runner.config import Leave, RunConfig
+from runner.errors import UserError
+from runner.pipeline.adapters import open_adapters
+from runner.pipeline.pipeline import Pipeline
+from runner.world import World
+
+
+def open_pipeline(config: RunConfig, world: World, *, progress: bool = False) -> Pipeline:
+    """Open the directory `model.path` and place each component as configured, in normal mode. Collective.
+
+    Raises UserError on all ranks: not a diffusers directory, weights missing, pickled, damaged, extra or of the wrong
+    shape, a placement or a mesh that cannot be.
+    """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("open_pipeline inside inference_mode would make every weight an inference tensor")
+    root = Path(config.model.path)
+    index, classes = world.agreed(lambda: read_directory(root, config))
+    modules = [name for name, cls in classes.items() if issubclass(cls, nn.Module)]
+    groups = build_groups(config, modules, world)
+    dtype = getattr(torch, config.model.dtype.value)
+    parts: dict[str, Any] = {name: value for name, value in index.items() if not name.startswith("_")}
+    loadings: dict[str, Loading] = {}
+    for name in tqdm(index, desc="loading", unit="component", disable=not progress):
+        if name in modules:
+            placement = placement_of(name, config)
+            parts[name], loadings[name] = load_component(classes[name], root / name, dtype, placement, world, groups)
+        elif name in classes:
+            parts[name] = world.agreed(partial(from_pretrained, classes[name], root / name))
+        elif is_component(index[name]):
+            parts[name] = None
+    if groups.mesh is not None and config.execution.leave_inference is Leave.weights:
+        _verify_modes(groups.mesh)
+    stock = _on_device(pipeline_class(root, index), world.device)(**parts)
+    stock.set_progress_bar_config(disable=True)
+    pipeline = Pipeline(stock, world, config.execution.leave_inference, loadings)
+    pipeline.adapters = world.agreed(lambda: open_adapters(config.lora, pipeline.components, type(stock), world, root))
+    return pipeline
+
+
+def _verify_modes(mesh: DeviceMesh) -> None:
+    try:
+        sharding.verify_mixed_modes(mesh)
+    except sharding.MixedModesUnsafe as error:
+        raise UserError(
+            f"execution.leave_inference=weights is not safe here: {error}; use execution.leave_inference=component"
+        ) from error
+
+
+def _on_device(cls: Any, device: torch.device) -> Any:
+    """The pipeline's class, told where it computes: it guesses from the first component's weights, which may rest on
+    the host. The name stays, for the messages and for what the pipeline looks up by it."""
+    here = property(lambda self: device)
+    return type(cls.__name__, (cls,), {"device": here, "_execution_device": here, "__module__": cls.__module__})

@@ -1,0 +1,16 @@
+"""--explain: how each component is placed, and in which mode its calls run, and why."""
+
+from runner.components.resolver import by_stage
+from runner.pipeline.pipeline import Pipeline
+
+
+def table(pipeline: Pipeline) -> str:
+    """Stage, component, placement, mode and reason of every component, in the order in which they work."""
+    rows = [("stage", "component", "placement", "mode", "reason")]
+    for stage, decisions in by_stage(pipeline.components, pipeline.decisions).items():
+        placements = {component.name: str(component.placement) for component in pipeline.components}
+        rows += [(stage, name, placements[name], d.mode.value, d.reason) for name, d in decisions.items()]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]) for row in rows]
+    loadings = [f"{name}: loaded {loading.how}" for name, loading in pipeline.loadings.items()]
+    return "\n".join([*lines, "", *loadings])

@@ -1,0 +1,155 @@
+"""What opening a directory refuses, and what the opened pipeline guarantees."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from runner.config import load_config
+from runner.errors import UserError
+from runner.pipeline.open import open_pipeline
+from runner.pipeline.pipeline import Pipeline
+from runner.world import World
+from tests import tiny
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def opened(path: Path, *overrides: str) -> Pipeline:
+    return open_pipeline(load_config(None, [f"model.path={path}", *overrides]), ALONE)
+
+
+@pytest.fixture
+def model(tiny_root: Path, tmp_path: Path) -> Path:
+    """A copy to break."""
+    return Path(shutil.copytree(tiny.build("pixart", tiny_root), tmp_path / "model"))
+
+
+def weights(model: Path) -> Path:
+    return next((model / "transformer").glob("*.safetensors"))
+
+
+def test_no_directory(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no directory"):
+        opened(tmp_path / "nowhere")
+
+
+def test_not_a_diffusers_directory(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no model_index\.json"):
+        opened(tmp_path)
+
+
+def test_missing_weight_file(model: Path) -> None:
+    weights(model).unlink()
+    with pytest.raises(UserError, match=r"transformer holds no \.safetensors"):
+        opened(model)
+
+
+def test_truncated_weight_file(model: Path) -> None:
+    file = weights(model)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match="cut short"):
+        opened(model)
+
+
+def test_weight_of_the_wrong_shape(model: Path) -> None:
+    tensors = load_file(weights(model))
+    tensors["proj_out.bias"] = torch.zeros(3)
+    save_file(tensors, weights(model), metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"proj_out\.bias"):
+        opened(model)
+
+
+def test_a_weight_that_is_missing_from_its_file(model: Path) -> None:
+    tensors = load_file(weights(model))
+    del tensors["proj_out.bias"]
+    save_file(tensors, weights(model), metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"missing keys.*proj_out\.bias"):
+        opened(model)
+
+
+def test_pickled_weights_are_refused_unread(model: Path) -> None:
+    weights(model).unlink()
+    (model / "transformer" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04not read")
+    with pytest.raises(UserError, match="pickled"):
+        opened(model)
+
+
+def test_an_index_that_points_outside_its_folder(model: Path) -> None:
+    index = model / "transformer" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"proj_out.bias": "../../elsewhere.safetensors"}}))
+    with pytest.raises(UserError, match="outside its folder"):
+        opened(model)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["placement.default.share=shard", "placement.default.rest=disk"], "use rest=host, or share=replicate"),
+        (["placement.vae.prefetch=2"], "has no prefetch .=2.; share=shard rest=device or share=shard rest=host has"),
+        (["placement.vae.share=shard", "placement.vae.window=3"], "has no window"),
+    ],
+)
+def test_a_placement_that_cannot_be_is_refused_with_one_that_can(
+    model: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        opened(model, *overrides)
+
+
+def test_a_placement_for_a_component_that_does_not_exist(model: Path) -> None:
+    with pytest.raises(UserError, match=r"no such component.*transformer"):
+        opened(model, "placement.unet.share=replicate")
+
+
+def test_refuses_to_open_in_inference_mode(model: Path) -> None:
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="inference"):
+        opened(model)
+
+
+def test_arguments_are_checked_against_the_pipelines_signature(model: Path) -> None:
+    pipeline = opened(model)
+    with pytest.raises(UserError, match="nearest is 'guidance_scale'"):
+        pipeline.check_arguments({"guidence_scale": 3})
+    with pytest.raises(UserError, match=r"job\.seed"):
+        pipeline.check_arguments({"generator": 3})
+
+
+@pytest.mark.parametrize("name", tiny.FAMILIES)
+def test_weights_are_aligned_and_not_inference_tensors(name: str, tiny_root: Path) -> None:
+    for component in opened(tiny.build(name, tiny_root)).components:
+        for tensor in (*component.module.parameters(), *component.module.buffers()):
+            assert not tensor.is_inference()
+            assert tensor.numel() == 0 or tensor.data_ptr() % 64 == 0
+
+
+def test_components_run_inside_inference_mode_and_stages_follow_the_declared_order(model: Path) -> None:
+    pipeline = opened(model)
+    family = tiny.FAMILIES["pixart"]
+    seen = {}
+    for component in pipeline.components:
+        component.module.register_forward_pre_hook(
+            lambda *_, name=component.name: seen.__setitem__(name, torch.is_inference_mode_enabled())
+        )
+    pipeline(family.prompts[0], 0, family.call, "np")
+    assert seen["text_encoder"] and seen["transformer"]
+    assert [c.stage for c in pipeline.components] == ["encode", "denoise", "decode"]
+    assert pipeline.timings.calls["denoise"] == 3
+    assert pipeline.timings.calls["decode"] == 1
+    assert not torch.is_inference_mode_enabled()
+    assert "forward" not in vars(pipeline.stock.transformer), "the boundary comes off after the call"
+
+
+@pytest.mark.parametrize("name", tiny.FAMILIES)
+def test_latents_and_pixels_are_the_stock_pipelines_bits(name: str, tiny_root: Path) -> None:
+    family = tiny.FAMILIES[name]
+    path = tiny.build(name, tiny_root)
+    ours, stock = opened(path), tiny.load_stock(path)
+    for output_type in ("latent", "np"):
+        for seed, prompt in enumerate(family.prompts[:2]):
+            expected = torch.as_tensor(tiny.call_stock(stock, family, prompt, seed, output_type=output_type)[0])
+            made = ours(prompt[0] if isinstance(prompt, list) else prompt, seed, family.call, output_type)
+            assert torch.equal(torch.as_tensor(made), expected)
