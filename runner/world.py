@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
 from runner.errors import UserError
+from weights.agreement import Group, from_first, gather, on_all_ranks
 
 T = TypeVar("T")
 
@@ -27,23 +28,11 @@ class World:
     rank: int
     size: int
     device: torch.device
-    control: dist.ProcessGroup | None = None
+    control: Group = None
 
     def gather(self, value: T) -> list[T]:
         """The values of all ranks, in rank order, on every rank. Collective."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.control)
-        return values
-
-    def gather_int(self, value: int) -> list[int]:
-        """`gather` of one number (64 bits), in one small collective without pickling."""
-        if self.size == 1:
-            return [value]
-        values = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
-        dist.all_gather(values, torch.tensor([value]), group=self.control)
-        return [int(other) for other in values]
+        return gather(value, self.control)
 
     def check_same(self, value: object, what: str) -> None:
         """Raise UserError on every rank where `value` is not the same on all of them. Collective."""
@@ -54,22 +43,11 @@ class World:
 
     def from_rank_0(self, value: T | None) -> T:
         """Rank 0's value, on every rank. Collective."""
-        values = [value]
-        if self.size > 1:
-            dist.broadcast_object_list(values, src=0, group=self.control)
-        return values[0]  # type: ignore[return-value]
+        return from_first(value, self.control)
 
     def agreed(self, action: Callable[[], T]) -> T:
-        """Run `action` on every rank; a UserError on any of them is raised on all, instead of a hang. Collective."""
-        result, failure = None, None
-        try:
-            result = action()
-        except UserError as error:
-            failure = str(error)
-        for message in self.gather(failure):
-            if message is not None:
-                raise UserError(message)
-        return result  # type: ignore[return-value]
+        """Run `action` on every rank; an error on any of them is raised on all, instead of a hang. Collective."""
+        return on_all_ranks(action, self.control)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from runner.components.skeleton import dtype_plan, skeleton, stored_name
 from runner.config import KNOBS, MeshConfig, PlacementConfig, Rest, RunConfig, Share
 from runner.errors import UserError
 from runner.world import World
+from weights.agreement import node_group, size_of
 from weights.checkpoint import CheckpointError, KeysDiffer
 
 T = TypeVar("T")
@@ -66,7 +67,7 @@ def build_groups(config: RunConfig, modules: Sequence[str], world: World) -> Gro
     configured = config.mesh.shard is not None or config.mesh.replicate is not None
     mesh = world.agreed(lambda: _mesh(config.mesh, world)) if sharded or configured else None
     on_host = any(p.share is Share.replicate and p.rest is Rest.host for p in placements)
-    return Groups(mesh if sharded else None, offload.node_group() if on_host and world.size > 1 else None)
+    return Groups(mesh if sharded else None, node_group() if on_host and world.size > 1 else None)
 
 
 def _mesh(mesh: MeshConfig, world: World) -> DeviceMesh:
@@ -179,7 +180,7 @@ def _load_offloaded(
     place = partial(offload.offload, module, store, device=world.device, entry_points=entry_points)
     window: Any = placement.window
     world.agreed(lambda: _placed(folder, lambda: place(window=window, resident_blocks=placement.resident_blocks)))
-    return module, how, 0 if placement.rest is Rest.disk else _stored_bytes(folder) // offload.local_size(groups.node)
+    return module, how, 0 if placement.rest is Rest.disk else _stored_bytes(folder) // size_of(groups.node)
 
 
 def empty(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:

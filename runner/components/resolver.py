@@ -1,7 +1,7 @@
 """Which mode each component's calls run in: the resolver, which reads the live modules, and the modes themselves."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -14,6 +14,7 @@ import offload
 import sharding
 from runner.components.component import Component
 from runner.config import Leave
+from weights.modes import normal_mode
 
 # What INFERENCE is on each device type. torch_npu has no inference mode.
 _INFERENCE: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
@@ -41,17 +42,10 @@ class Decision:
 
 
 def enter(mode: ExecutionMode, device_type: str) -> AbstractContextManager[Any]:
-    """The context of `mode`; a device type that the table does not know gets no_grad, which every platform has.
-
-    NORMAL pairs inference_mode(False) with no_grad: alone it would turn autograd on.
-    """
-    inference = _INFERENCE.get(device_type, torch.no_grad)
-    if mode is ExecutionMode.INFERENCE or inference is torch.no_grad:
-        return inference()
-    stack = ExitStack()
-    stack.enter_context(torch.inference_mode(False))
-    stack.enter_context(torch.no_grad())
-    return stack
+    """The context of `mode`; a device type that the table does not know gets no_grad, which every platform has."""
+    if mode is ExecutionMode.INFERENCE:
+        return _INFERENCE.get(device_type, torch.no_grad)()
+    return normal_mode()
 
 
 def resolve(components: Sequence[Component], leave: Leave) -> dict[str, Decision]:

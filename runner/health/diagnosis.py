@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
-from runner.health.fault import Fault, this_node
+from runner.health.fault import Fault
 from runner.health.links import Link, Message
+from weights.agreement import this_node
 
 SILENCE = 4.0  # seconds without a beat that make a rank suspect when a collective has failed
 

@@ -5,7 +5,6 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ import torch.distributed as dist
 from offload import StoreError
 from runner.calls.boundary import Timings
 from runner.calls.lockstep import TornApart
+from weights.agreement import this_node
 
 DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.EMFILE, errno.ENFILE})
 
@@ -92,11 +92,3 @@ def ends_the_job(error: BaseException) -> bool:
 def may_be_an_echo(error: BaseException) -> bool:
     """Whether another rank may be the cause: gloo reports a lost peer and a timeout as a plain RuntimeError."""
     return isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
-
-
-def this_node() -> str:
-    """Where a process id means the same: one boot of one kernel, and one namespace of processes. Empty if unknown."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
