@@ -1,4 +1,4 @@
-"""The world this process is one rank of, and how its ranks agree."""
+"""The world this process is one rank of, how its ranks agree, and the teams that they make requests in."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -18,6 +18,15 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class Team:
+    """The ranks that make one request together: always one rank so far. `count` teams are the world."""
+
+    index: int
+    count: int
+    ranks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class World:
     """A rank among `size` ranks, and the device it computes on.
 
@@ -29,6 +38,10 @@ class World:
     size: int
     device: torch.device
     control: Group = None
+
+    @property
+    def team(self) -> Team:
+        return Team(self.rank, self.size, (self.rank,))
 
     def gather(self, value: T) -> list[T]:
         """The values of all ranks, in rank order, on every rank. Collective."""

@@ -1,4 +1,4 @@
-"""What the runner adds to a pipeline call: ours against the bare stock pipeline, with the same loaded modules.
+"""What the runner adds to a pipeline call: ours against the bare stock pipeline, loaded alike.
 
 The default call has 4 latent tokens, so that little arithmetic hides the cost of Python and of operator dispatch.
 Every round calls each arm once, in random order; ratios are paired within a round. `again` repeats `inference`: its
@@ -20,6 +20,7 @@ import torch
 
 from runner.config import ModelConfig, RunConfig
 from runner.pipeline.open import open_pipeline
+from runner.request import Request
 from runner.world import World
 
 Arm = Callable[[], Any]
@@ -30,7 +31,9 @@ def main() -> None:
     options = _parse()
     diffusers.logging.set_verbosity_error()
     device = torch.device(options.device)
-    pipeline = open_pipeline(RunConfig(model=ModelConfig(path=options.model)), World(0, 1, device))
+    config, world = RunConfig(model=ModelConfig(path=options.model)), World(0, 1, device)
+    pipeline, stock = open_pipeline(config, world), open_pipeline(config, world)
+    stock.close()  # no boundaries: the stock pipeline, loaded alike
     call = {"height": options.size, "width": options.size, "num_inference_steps": options.steps}
     if "use_resolution_binning" in pipeline.arguments:  # PixArt and Sana would move the size to one they know.
         call["use_resolution_binning"] = False
@@ -39,7 +42,7 @@ def main() -> None:
 
     def bare(mode: Callable[[], AbstractContextManager[Any]]) -> Any:
         with mode():
-            output = pipeline.stock(
+            output = stock.stock(
                 **{pipeline.prompt_argument: [options.prompt]},
                 **call,
                 generator=torch.Generator("cpu").manual_seed(options.seed),
@@ -48,7 +51,7 @@ def main() -> None:
         return output[0][0]
 
     arms: dict[str, Arm] = {
-        "ours": lambda: pipeline(options.prompt, options.seed, call, "np"),
+        "ours": lambda: pipeline(Request(options.prompt, options.seed, call, output_type="np")),
         "inference": lambda: bare(torch.inference_mode),
         "again": lambda: bare(torch.inference_mode),
         "no_grad": lambda: bare(torch.no_grad),

@@ -16,9 +16,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from runner.errors import UserError
+from runner.health.fault import Status
+from runner.health.messages import Message, decode, encode
 from runner.world import World
 
-Message = dict[str, Any]
 CONNECT_SECONDS = 10.0
 JOIN_SECONDS = 60.0
 
@@ -30,7 +31,7 @@ class Link:
         self.peer = peer
         self.heard = time.monotonic()  # when the peer last said anything
         self.said_bye = False
-        self.status: Message = {}
+        self.status = Status(rank=peer)
         self._socket = connection
         self._buffer = b""
         connection.setblocking(False)
@@ -41,7 +42,7 @@ class Link:
     def send(self, message: Message) -> None:
         """Best effort: what a stopped or dead peer does not take is lost on it anyway."""
         try:
-            self._socket.sendall(json.dumps(message).encode() + b"\n")
+            self._socket.sendall(encode(message))
         except OSError:
             return
 
@@ -57,7 +58,7 @@ class Link:
             return None
         self.heard = time.monotonic()
         *lines, self._buffer = (self._buffer + data).split(b"\n")
-        return [json.loads(line) for line in lines]
+        return [message for message in map(decode, lines) if message is not None]
 
     def close(self) -> None:
         self._socket.close()

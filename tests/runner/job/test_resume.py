@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-import runner.job.job
+import runner.media.save
 from runner.config import load_config
 from runner.errors import ExitCode, UserError
-from runner.job.job import plan, read_job, settle
+from runner.job.requests import read_job, requests_of, settle
+from runner.output.lines import ManifestLine
 from runner.output.manifest import State
 from runner.pipeline.open import open_pipeline
 from runner.run import run
@@ -58,8 +59,11 @@ def test_ten_thousand_prompts_are_planned_and_settled_in_a_second(tmp_path: Path
     config = load_config(None, [f"model.path={ROOT}/models/emoji-dit", f"job.prompts={file}"])
     pipeline = open_pipeline(config, World(0, 1, torch.device("cpu")))
     start = time.perf_counter()
-    requests = plan(read_job(config.job), config.job, pipeline, {})
-    half = {request.id: {"file": f"images/{request.stem}.png"} for request in requests[::2]}
+    requests = requests_of(read_job(config.job), config.job, pipeline, {})
+    half = {
+        request.id: ManifestLine(id=request.id, file=f"images/{request.stem}.png", bytes=1, mtime_ns=1, file_sha256="")
+        for request in requests[::2]
+    }
     settled, left = settle(requests, State(finished=half), max_attempts=3)
     assert len(settled) == len(left) == 5_000
     print(f"\n{time.perf_counter() - start:.2f} s")
@@ -158,13 +162,13 @@ def test_a_full_disk_ends_the_job_and_is_not_held_against_the_request(
         raise OSError(errno.ENOSPC, "No space left on device", "x.png")
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner.job.job, "save_picture", full)
+        patch.setattr(runner.media.save, "save_picture", full)
         with pytest.raises(SystemExit) as ended:
             make()
     assert ended.value.code == ExitCode.FAULT
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("fault: rank 0 on ") and "decode/vae" in last and "No space left" in last
-    assert report(tmp_path / "out")["state"] == "fault" and "'a rocket'" in report(tmp_path / "out")["fault"]["request"]
+    assert report(tmp_path / "out")["state"] == "fault" and report(tmp_path / "out")["fault"]["prompt"] == "a rocket"
     assert make("job.max_attempts=1") == ExitCode.DONE
 
 

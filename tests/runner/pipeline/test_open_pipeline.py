@@ -12,6 +12,7 @@ from runner.config import load_config
 from runner.errors import UserError
 from runner.pipeline.open import open_pipeline
 from runner.pipeline.pipeline import Pipeline
+from runner.request import Request
 from runner.world import World
 from tests import tiny
 
@@ -134,13 +135,14 @@ def test_components_run_inside_inference_mode_and_stages_follow_the_declared_ord
         component.module.register_forward_pre_hook(
             lambda *_, name=component.name: seen.__setitem__(name, torch.is_inference_mode_enabled())
         )
-    pipeline(family.prompts[0], 0, family.call, "np")
+    pipeline(Request(family.prompts[0], 0, family.call, output_type="np"))
     assert seen["text_encoder"] and seen["transformer"]
     assert [c.stage for c in pipeline.components] == ["encode", "denoise", "decode"]
     assert pipeline.timings.calls["denoise"] == 3
     assert pipeline.timings.calls["decode"] == 1
     assert not torch.is_inference_mode_enabled()
-    assert "forward" not in vars(pipeline.stock.transformer), "the boundary comes off after the call"
+    pipeline.close()
+    assert "to" not in vars(pipeline.stock.transformer), "the boundaries come off"
 
 
 @pytest.mark.parametrize("name", tiny.FAMILIES)
@@ -151,5 +153,6 @@ def test_latents_and_pixels_are_the_stock_pipelines_bits(name: str, tiny_root: P
     for output_type in ("latent", "np"):
         for seed, prompt in enumerate(family.prompts[:2]):
             expected = torch.as_tensor(tiny.call_stock(stock, family, prompt, seed, output_type=output_type)[0])
-            made = ours(prompt[0] if isinstance(prompt, list) else prompt, seed, family.call, output_type)
+            text = prompt[0] if isinstance(prompt, list) else prompt
+            made = ours(Request(text, seed, family.call, output_type=output_type))
             assert torch.equal(torch.as_tensor(made), expected)
