@@ -15,7 +15,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from runner.components.directory import identity, pipeline_class, read_index
 from runner.config import JobConfig, RunConfig
-from runner.health.last_line import LastLine, say
+from runner.errors import ExitCode
+from runner.health.last_line import LastLine
+from runner.health.stderr import say
 from runner.health.stop import StopFile
 from runner.health.watch import Limits, Watch, watching
 from runner.job.job import run_job
@@ -39,30 +41,38 @@ from runner.world import World
 
 def run(config: RunConfig, world: World) -> int:
     """Make the job on the ranks of `world`. Returns the exit code (see ExitCode)."""
+    with _watched(config, world) as watch:
+        prompts = world.agreed(lambda: read_job(config.job))
+        world.agreed(lambda: _check_call(config))
+        weights = world.agreed(lambda: _identity(config))
+        adapters = world.agreed(lambda: recipe_of_lora(config.lora))
+        with taken(config.job, recipe_of(config, weights) | adapters, world) as folder:
+            watch.last_line.run_file = folder.run_file
+            watch.stop_file.path = watch.stop_file.path or folder.files.stop
+            config = replace(config, job=replace(config.job, output=str(folder.files.path)))
+            return _run_in_folder(config, world, prompts, weights, folder, watch)
+
+
+@contextmanager
+def _watched(config: RunConfig, world: World) -> Iterator[Watch]:
+    """From the start on: what is read and loaded may come from a file system that hangs, on any rank."""
     _quiet_libraries()
-    prompts = world.agreed(lambda: read_job(config.job))
-    world.agreed(lambda: _check_call(config))
-    weights = world.agreed(lambda: _identity(config))
-    adapters = world.agreed(lambda: recipe_of_lora(config.lora))
-    with taken(config.job, recipe_of(config, weights) | adapters, world) as folder:
-        job = replace(config.job, output=str(folder.files.path))
-        progress = Progress(world.rank)
-        limits = Limits(job.timeout_seconds, job.grace_seconds)
-        stop_file = StopFile(Path(job.stop_file) if job.stop_file else folder.files.stop)
-        with watching(world, progress, LastLine(folder.run_file, progress), limits, stop_file) as watch:
-            return _run_watched(replace(config, job=job), world, prompts, weights, folder, watch, progress)
+    job, progress = config.job, Progress(world.rank)
+    limits = Limits(job.timeout_seconds, job.grace_seconds)
+    stop_file = StopFile(Path(job.stop_file) if job.stop_file else None)
+    with watching(world, progress, LastLine(progress), limits, stop_file) as watch:
+        yield watch
 
 
-def _run_watched(
+def _run_in_folder(
     config: RunConfig,
     world: World,
     prompts: Sequence[Prompt],
     weights: dict[str, Any],
     folder: JobFolder,
     watch: Watch,
-    progress: Progress,
 ) -> int:
-    start = perf_counter()
+    start, progress = perf_counter(), watch.progress
     if world.rank == 0:
         for note in folder.state.notes:
             say(f"{folder.files.path}: {note}")
@@ -119,11 +129,12 @@ def _identity(config: RunConfig) -> dict[str, Any]:
 
 def explain(config: RunConfig, world: World) -> int:
     """Load and place as `run` would, and print what the resolver decided; nothing is generated."""
-    _quiet_libraries()
-    pipeline = open_pipeline(config, world, show_bar=_shows_bar(world))
-    if world.rank == 0:
-        print(table(pipeline))
-    return 0
+    with _watched(config, world) as watch:
+        watch.progress.doing("load")
+        pipeline = open_pipeline(config, world, progress=watch.progress, show_bar=_shows_bar(world))
+        if world.rank == 0:
+            print(table(pipeline), flush=True)
+    return ExitCode.DONE
 
 
 def _shows_bar(world: World) -> bool:

@@ -72,7 +72,7 @@ def on_all_ranks(step: Callable[[], _T], group: Group) -> _T:
     errors = gather(own_error and _sendable(own_error), group)
     for rank, problem in enumerate(errors):
         if problem is not None:
-            raise (own_error if rank == rank_in(group) else None) or problem
+            raise problem from (own_error if rank == rank_in(group) else None)
     return result
 
 

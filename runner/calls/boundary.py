@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from runner.calls.finite import require_finite
+from runner.calls.generation import generate_in_step
 from runner.calls.lockstep import Lockstep
 from runner.components.component import METHODS, Component, look_ahead
 from runner.components.resolver import Decision, enter
@@ -98,6 +99,8 @@ class Boundaries:
             if callable(getattr(type(module), name, None)):
                 self._overrides.set(module, name, self._around_method(component, name))
         self._overrides.set(module, "to", normal_mode()(module.to))
+        if component.name in self._sharded:
+            generate_in_step(module, self._lockstep, self._overrides)
 
     def _before(self, component: Component, *_: Any) -> None:
         if self._is_active:

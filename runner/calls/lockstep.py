@@ -55,11 +55,24 @@ class Lockstep:
     def meet(self, place: str) -> None:
         """Wait for all ranks; raises PeerLeft on this one where another's request failed, OutOfStep where it went
         elsewhere. Collective."""
+        places = self._together(place)
+        if len(set(places.values())) > 1:
+            raise OutOfStep("; ".join(f"rank {rank} is at {other}" for rank, other in places.items()))
+
+    def any(self, flag: bool, place: str) -> bool:
+        """Whether any rank says so. Collective; raises what `meet` raises."""
+        said = {f"{place}: {answer}": answer for answer in (True, False)}
+        places = self._together(f"{place}: {flag}")
+        if set(places.values()) - set(said):
+            raise OutOfStep("; ".join(f"rank {rank} is at {other}" for rank, other in places.items()))
+        return any(said[place] for place in places.values())
+
+    def _together(self, place: str) -> dict[int, str]:
+        """The place of each rank, by its number in the world."""
         places = dict(zip(ranks_of(self.group), self._exchange(place), strict=True))
         if left := [f"rank {rank} {other}" for rank, other in places.items() if other.startswith(_LEFT)]:
             raise PeerLeft("; ".join(left))
-        if len(set(places.values())) > 1:
-            raise OutOfStep("; ".join(f"rank {rank} is at {other}" for rank, other in places.items()))
+        return places
 
     def _exchange(self, place: str) -> list[str]:
         """The places of all ranks. Where all are the same, that costs one small collective."""

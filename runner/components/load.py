@@ -17,7 +17,7 @@ from runner.components.component import METHODS
 from runner.components.skeleton import dtype_plan, skeleton, stored_name
 from runner.config import KNOBS, MeshConfig, PlacementConfig, Rest, RunConfig, Share
 from runner.errors import UserError
-from runner.world import World
+from runner.world import World, has_collectives
 from weights.agreement import Group, group_of, node_group, size_of
 from weights.checkpoint import CheckpointError, KeysDiffer
 
@@ -66,6 +66,8 @@ def build_groups(config: RunConfig, modules: Sequence[str], world: World) -> Gro
     """What the placements of these components need. Collective. A mesh that is configured is checked in any case."""
     placements = [placement_of(name, config) for name in modules]
     sharded = any(placement.share is Share.shard for placement in placements)
+    if sharded and not has_collectives(world.device):
+        raise UserError(f"share=shard: torch has no collectives on {world.device.type}; use share=replicate")
     configured = config.mesh.shard is not None or config.mesh.replicate is not None
     mesh = world.agreed(lambda: _mesh(config.mesh, world)) if sharded or configured else None
     offloaded = [p for p in placements if p.share is Share.replicate and p.rest is not Rest.device]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from runner.errors import JobFault
 from runner.progress import Progress
 from weights.agreement import this_node
 from weights.weight_file import StoreError
@@ -65,7 +66,7 @@ class Fault:
 def fault_of(error: BaseException, status: Status) -> Fault:
     """The fault that an exception in the main thread is."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    return Fault.at(status, text[:500], by_request=not (is_disk(error) or isinstance(error, StoreError)))
+    return Fault.at(status, text[:500], by_request=not (is_disk(error) or isinstance(error, StoreError | JobFault)))
 
 
 def is_disk(error: BaseException) -> bool:

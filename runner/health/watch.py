@@ -20,9 +20,10 @@ from typing import NoReturn, TypeVar
 from runner.errors import ExitCode, UserError
 from runner.health.diagnosis import SILENCE, deaf_ranks, kill_here, silent_rank, stuck_rank
 from runner.health.fault import Fault, Status, fault_of, may_come_from_another_rank
-from runner.health.last_line import LastLine, say
+from runner.health.last_line import LastLine
 from runner.health.links import Link, Waiting, connect
 from runner.health.messages import Bye, End, Heartbeat, Message, Report, Stop
+from runner.health.stderr import say
 from runner.health.stop import Inbox, StopFile
 from runner.health.torchrun import DEATH_SIGNAL, agent_pid, end_agent_later
 from runner.progress import WAITING, Progress
@@ -54,8 +55,8 @@ class Watch:
         stop_file: StopFile,
     ) -> None:
         self.stop_reason: str | None = None
-        self._world, self._progress, self._links, self._inbox = world, progress, links, inbox
-        self._limits, self._last_line, self._stop_file = limits, last_line, stop_file
+        self.progress, self.last_line, self.stop_file = progress, last_line, stop_file
+        self._world, self._links, self._inbox, self._limits = world, links, inbox, limits
         self._agent = agent_pid()
         self._interrupts = 0
         self._deadline = float("inf")
@@ -64,14 +65,14 @@ class Watch:
         self._told = 0.0
         self._got_on: tuple[tuple[object, ...], float] = ((), time.monotonic())
         self._waiting = Waiting([inbox, *links])
-        self._closed = threading.Event()
+        self._closed: float | None = None  # when the main thread was done
         self._said_bye = False
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     # What the main thread calls.
 
     def start(self) -> None:
-        self._progress.listener = self._inbox.poke  # so that the others know, should it be this rank's last request
+        self.progress.listener = self._inbox.poke  # so that the others know, should it be this rank's last request
         self._thread.start()
 
     def until_stopped(self, waves: Iterable[T]) -> Iterator[T]:
@@ -84,9 +85,9 @@ class Watch:
 
     def fail(self, error: BaseException) -> NoReturn:
         """End the job, on every rank."""
-        fault = fault_of(error, Status.of(self._progress))
+        fault = fault_of(error, Status.of(self.progress))
         if self._world.size == 1:
-            self._last_line.fault(fault, as_rank_0=True)
+            self.last_line.fault(fault, as_rank_0=True)
             raise SystemExit(ExitCode.FAULT)
         self._failure = (time.monotonic(), fault, may_come_from_another_rank(error))
         self._inbox.poke()
@@ -94,12 +95,12 @@ class Watch:
         raise AssertionError("the watch ends the process")
 
     def close(self) -> None:
-        """This rank is done. Waits until all are."""
-        self._closed.set()
+        """This rank is done. Waits until all are, as long as a rank may be silent."""
+        self._closed = time.monotonic()
         self._inbox.poke()
         self._thread.join()
         if self.stop_reason is not None and self._world.rank == 0:
-            self._stop_file.take_away()
+            self.stop_file.remove()
 
     # What the thread does.
 
@@ -133,10 +134,13 @@ class Watch:
     def _all_have_said_bye(self) -> bool:
         """Nobody leaves before all have said bye, and bye is the last thing said: a connection that is closed with
         something unread is reset, and the other end loses what it has not read yet."""
-        if self._closed.is_set() and not self._said_bye:
+        if self._closed is None:
+            return False
+        if not self._said_bye:
             self._tell(Bye())
             self._said_bye = True
-        return self._said_bye and all(link.said_bye for link in self._links)
+        late = time.monotonic() - self._closed > self._limits.timeout
+        return late or all(link.said_bye for link in self._links)
 
     def _heed_signals(self) -> None:
         for received in self._inbox.signals():
@@ -186,14 +190,14 @@ class Watch:
             self._deadline = time.monotonic() + self._limits.grace
             self._tell(Stop(reason))  # rank 0 passes it on
             if self._world.rank == 0:
-                self._last_line.withdraw_wave()
+                self.last_line.withdraw_wave()
 
     def _status(self) -> Status:
         """Loading may take its time, and who waits for another rank does not stand still by itself."""
-        now, position = time.monotonic(), self._progress.position()
-        if position != self._got_on[0] or not self._progress.wave or self._progress.stage == WAITING:
+        now, position = time.monotonic(), self.progress.position()
+        if position != self._got_on[0] or not self.progress.wave or self.progress.stage == WAITING:
             self._got_on = (position, now)
-        return Status.of(self._progress, now - self._got_on[1])
+        return Status.of(self.progress, now - self._got_on[1])
 
     def _check(self) -> None:
         now = time.monotonic()
@@ -203,8 +207,8 @@ class Watch:
             when, fault, is_echo = self._failure
             if now - when > (ECHO if is_echo else 0):
                 self._fail_here(fault, is_echo=is_echo)
-        if self._world.rank == 0 and self.stop_reason is None and self._stop_file.is_there():
-            self._stop(f"the stop file {self._stop_file.path}")
+        if self._world.rank == 0 and self.stop_reason is None and self.stop_file.is_there():
+            self._stop(f"the stop file {self.stop_file.path}")
         if now > self._deadline + (0 if self._world.rank == 0 else ANSWER):
             self._give_up(f"{self.stop_reason}, and {self._limits.grace:g} s of grace")
         if self._unanswered is not None and now - self._told > ANSWER:
@@ -216,7 +220,7 @@ class Watch:
         """torchrun leaves its workers behind when it is killed, and when it is interrupted twice."""
         if self.stop_reason is not None:
             self._give_up(f"{self.stop_reason}, and its torchrun agent did not wait")
-        self._fail_here(Fault.at(Status.of(self._progress), "its torchrun agent is gone", by_request=False))
+        self._fail_here(Fault.at(Status.of(self.progress), "its torchrun agent is gone", by_request=False))
 
     def _lost_rank(self, silence: float, standstill: float) -> Fault | None:
         """Rank 0 sees what all say; the others can see only that rank 0 is lost."""
@@ -237,7 +241,7 @@ class Watch:
 
     def _end(self, fault: Fault) -> NoReturn:
         """By rank 0 for all, or by any other when rank 0 itself is lost."""
-        self._last_line.fault(fault, as_rank_0=self._world.rank == 0)
+        self.last_line.fault(fault, as_rank_0=self._world.rank == 0)
         deaf = deaf_ranks(self._links)
         self._tell(End(ExitCode.FAULT, deaf))
         kill_here(deaf)
@@ -245,7 +249,7 @@ class Watch:
 
     def _give_up(self, reason: str) -> NoReturn:
         if self._world.rank == 0:
-            self._last_line.stopped(reason)
+            self.last_line.stopped(reason)
         self._tell(End(ExitCode.STOPPED))
         self._exit(ExitCode.STOPPED)
 
@@ -271,7 +275,7 @@ def watching(
         except UserError:
             watch.close()
             raise
-        except Exception as error:
+        except Exception as error:  # of any kind: the other ranks must not wait for this one
             say("".join(traceback.format_exception(error)))
             watch.fail(error)
         watch.close()

@@ -14,6 +14,7 @@ from offload import StoreError
 from runner.calls.finite import require_finite
 from runner.calls.lockstep import PeerLeft, TornApart
 from runner.config import JobConfig
+from runner.errors import JobFault
 from runner.health.fault import is_disk
 from runner.health.watch import Watch
 from runner.job.results import Failed, Made, Repeat, Result, Settled
@@ -39,6 +40,7 @@ def run_job(
     bar = tqdm(total=len(requests), desc="generating", unit="picture", disable=world.rank != 0 or None)
     with bar:
         for wave in watch.until_stopped(waves):
+            folder.check()
             results = _make_wave(wave, pipeline, job, world, folder)
             again = [result for result in results if isinstance(result, Repeat)]
             waves.again([result.request for result in again], alone=any(result.alone for result in again))
@@ -105,7 +107,7 @@ def _make(task: Task, pipeline: Pipeline, job: JobConfig, folder: JobFolder) -> 
 def ends_the_job(error: BaseException) -> bool:
     """What is not one request's failure: the next request would meet it too, or the other ranks are hit already."""
     return is_disk(error) or isinstance(
-        error, MemoryError | torch.OutOfMemoryError | dist.DistError | StoreError | TornApart
+        error, MemoryError | torch.OutOfMemoryError | dist.DistError | StoreError | TornApart | JobFault
     )
 
 

@@ -52,6 +52,14 @@ class Folder:
     def contact_sheet(self) -> Path:
         return self.path / "contact-sheet.png"
 
+    def refuse_links(self) -> None:
+        """Raise UserError for a link in a file's place: we would write to, or empty, what it points at."""
+        for file in (self.lock, self.manifest, self.failures, self.attempts, self.recipe, self.run_json):
+            if file.is_symlink():
+                raise UserError(f"{file} is a link to {file.readlink()}: remove it, or name another job.output")
+            if file.is_dir():
+                raise UserError(f"{file} is a folder: remove it, or name another job.output")
+
     def trace(self, rank: int) -> Path:
         return self.path / "profile" / f"rank{rank}.json"
 

@@ -11,7 +11,7 @@ from typing import Any
 from runner.config import JobConfig
 from runner.errors import UserError
 from runner.output.folder import Folder, folders_for
-from runner.output.lock import Holder, held
+from runner.output.lock import Holder, Lock, held
 from runner.output.manifest import Manifest, State
 from runner.output.recipe import choose_folder, keep_recipe
 from runner.output.run_file import RunFile
@@ -28,6 +28,12 @@ class JobFolder:
     recipe: Mapping[str, Any]
     manifest: Manifest
     run_file: RunFile
+    lock: Lock | None  # on rank 0
+
+    def check(self) -> None:
+        """Raise LockLost on rank 0 where another job may have come into the folder."""
+        if self.lock is not None:
+            self.lock.check()
 
 
 def settle_recipe(folder: JobFolder) -> None:
@@ -43,26 +49,36 @@ def taken(job: JobConfig, recipe: Mapping[str, Any], world: World) -> Iterator[J
     Raises UserError on every rank: it cannot be written, another job holds it, another recipe filled it.
     """
     with ExitStack() as stack:
-        taking = world.agreed(lambda: _take(job, recipe, stack) if world.rank == 0 else None)
+        locks: list[Lock | None] = []
+        taking = world.agreed(lambda: _take(job, recipe, stack, locks) if world.rank == 0 else None)
         folder, holder, state = world.from_rank_0(taking)
         world.agreed(lambda: _check_shared(folder, holder))
         run_file = RunFile(folder, holder, Path(job.state_file) if job.state_file else None)
-        yield JobFolder(folder, state, recipe, Manifest(folder, writes=world.rank == 0), run_file)
+        yield JobFolder(folder, state, recipe, Manifest(folder, writes=world.rank == 0), run_file, *(locks or [None]))
 
 
-def _take(job: JobConfig, recipe: Mapping[str, Any], stack: ExitStack) -> tuple[Folder, Holder, State]:
+def _take(
+    job: JobConfig, recipe: Mapping[str, Any], stack: ExitStack, locks: list[Lock | None]
+) -> tuple[Folder, Holder, State]:
     output, holder = Path(job.output), Holder.this_run()
     try:
-        folder = choose_folder(folders_for(output, parse_part(job.part)), recipe, job.on_change)
+        folders = map(_without_links, folders_for(output, parse_part(job.part)))
+        folder = choose_folder(folders, recipe, job.on_change)
         folder.images.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder.images):
             pass
-        stack.enter_context(held(folder, holder, lock=job.lock, wait=job.lock_wait_seconds))
+        lock = stack.enter_context(held(folder, holder, lock=job.lock, wait=job.lock_wait_seconds))
+        locks.append(lock if job.lock else None)
         # Two jobs that chose at the same time: the recipe may have come with the one that was first.
         choose_folder(iter([folder]), recipe, job.on_change)
         return folder, holder, Manifest(folder).recover()
     except OSError as error:
         raise UserError(f"job.output: cannot write to {output}: {error.strerror or error}") from error
+
+
+def _without_links(folder: Folder) -> Folder:
+    folder.refuse_links()
+    return folder
 
 
 def _check_shared(folder: Folder, holder: Holder) -> None:

@@ -31,7 +31,7 @@ class Journal:
         data = _encoded(lines)
         if not data:
             return
-        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             while data:  # a disk that is nearly full takes a part, and raises the next time
                 data = data[os.write(file, data) :]
@@ -46,7 +46,7 @@ class Journal:
 
 
 def _encoded(lines: Iterable[JsonObject]) -> bytes:
-    text = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines)
+    text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False, default=str) + "\n" for line in lines)
     return text.encode("utf-8", "replace")
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from runner.errors import UserError
+from runner.errors import JobFault, UserError
 from runner.output.folder import Folder
 from runner.output.write import read_json
 
@@ -41,21 +41,44 @@ class Holder:
         return f"process {self.pid} on {self.host} since {self.since}{job}"
 
 
+class LockLost(JobFault):
+    """The lock's file was removed or replaced: another job may have the folder now."""
+
+
+class Lock:
+    """The lock that this process holds on a folder."""
+
+    def __init__(self, folder: Folder, file: int) -> None:
+        self._folder, self._file = folder, file
+
+    def check(self) -> None:
+        """Raise LockLost where the file we hold is no longer the one that is there, which a second job may hold."""
+        ours = os.fstat(self._file)
+        try:
+            there = os.stat(self._folder.lock, follow_symlinks=False)
+        except FileNotFoundError:
+            there = None
+        if there is None or (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
+            raise LockLost(
+                f"{self._folder.lock} was removed or replaced while this job ran: another job may be writing"
+            )
+
+
 @contextmanager
-def held(folder: Folder, holder: Holder, *, lock: bool = True, wait: float = 0.0) -> Iterator[None]:
+def held(folder: Folder, holder: Holder, *, lock: bool = True, wait: float = 0.0) -> Iterator[Lock]:
     """Hold `folder` for this process. The kernel lets go when the process ends, however it ends; the file stays.
 
     NFS (v4, or v3 with lockd) passes flock on to the server, for all clients, where a lost node's lock goes only when
     its lease ends: hence `wait`, in seconds. Lustre has it when mounted with `flock`. Raises UserError: another job
     holds it (who is said), or the file system has no locks.
     """
-    file = os.open(folder.lock, os.O_RDWR | os.O_CREAT, 0o644)
+    file = os.open(folder.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
         if lock:
             _lock(file, folder, wait)
         os.ftruncate(file, 0)
         os.pwrite(file, json.dumps(holder.to_json()).encode() + b"\n", 0)
-        yield
+        yield Lock(folder, file)
     finally:
         os.close(file)
 

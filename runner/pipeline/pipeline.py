@@ -9,6 +9,7 @@ import torch
 
 from runner.calls.boundary import Boundaries, Timings
 from runner.calls.lockstep import Lockstep
+from runner.calls.randomness import set_global_generators
 from runner.components.component import components_of
 from runner.components.load import Groups, Loading
 from runner.components.resolver import Decision, ExecutionMode, enter, resolve
@@ -29,6 +30,10 @@ OWN_ARGUMENTS = {
     "prompt": "job.prompt",
     "class_labels": "job.prompt",
 }
+
+
+class WrittenOutsideInferenceMode(RuntimeError):
+    """A component keeps its state in tensors that the pipeline's own code made, such as a cache of keys and values."""
 
 
 class Pipeline:
@@ -87,7 +92,8 @@ class Pipeline:
     def __call__(self, request: Request) -> Any:
         """One picture or clip: the first element of the pipeline's first output, with the request's adapters active.
 
-        The noise comes from a CPU generator of the request's own, so that no other request, rank or device moves it.
+        The noise comes from a CPU generator of the request's own, so that no other request, rank or device moves it;
+        the global generators are set from its seed, for schedulers that draw from those.
         Where a component is sharded, the ranks that hold one copy of it call together, with requests that are alike;
         PeerLeft is raised on those whose request could not go on because another rank's failed.
         """
@@ -95,13 +101,27 @@ class Pipeline:
         inference = enter(ExecutionMode.INFERENCE, self.world.device.type)
         with self.lockstep.request(), inference, self._boundaries.request():
             self.adapters.set(request.lora)
-            output = self.stock(
+            set_global_generators(request.seed)
+            output = self._call_stock(
                 **{self.prompt_argument: [request.prompt]},
                 **request.call,
                 generator=torch.Generator("cpu").manual_seed(request.seed),
                 output_type=request.output_type,
             )
         return output[0][0]
+
+    def _call_stock(self, **arguments: Any) -> Any:
+        try:
+            return self.stock(**arguments)
+        except RuntimeError as error:
+            name = self.progress.component or ""
+            decision = self.decisions.get(name, Decision(ExecutionMode.INFERENCE, ""))
+            if decision.mode is ExecutionMode.NORMAL and "inference tensor" in str(error).lower():
+                raise WrittenOutsideInferenceMode(
+                    f"{name} writes in place into a tensor that {type(self.stock).__name__} made in inference mode, "
+                    f"and runs outside of it ({decision.reason}); set execution.leave_inference=weights"
+                ) from error
+            raise
 
     def close(self) -> None:
         """Leave the stock pipeline as it was placed, without boundaries; what brings offloaded blocks ends too."""

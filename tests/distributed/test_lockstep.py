@@ -39,6 +39,11 @@ def path(tiny_root: Path) -> Path:
     return tiny.build("flux", tiny_root)  # not on the ranks: there, transformers writes weights on rank 0 only
 
 
+@pytest.fixture
+def qwen(tiny_root: Path) -> Path:
+    return tiny.build("qwenimage", tiny_root)
+
+
 def make(
     world: World, pipeline: Pipeline, output: Path, rows: list[tuple[str, int, dict[str, Any]]]
 ) -> tuple[list[Settled], dict[tuple[str | int, int], np.ndarray]]:
@@ -170,6 +175,45 @@ def test_ranks_leave_together_and_say_who_went_where(world: World) -> None:
         raise RuntimeError(f"rank {world.rank}")
     with lockstep.request():
         lockstep.meet("all is well again")
+
+
+def _enhances(stock: Any) -> list[list[int]]:
+    """Have the pipeline rewrite each prompt first, with as many tokens as the prompt itself says."""
+    encode, made = stock.encode_prompt, []
+
+    def enhance(*args: Any, **kwargs: Any) -> Any:
+        (prompt,) = kwargs["prompt"] if isinstance(kwargs["prompt"], list) else [kwargs["prompt"]]
+        if not prompt.startswith("write"):
+            return encode(*args, **kwargs)  # the negative one
+        number = int(prompt.split()[-1])
+        tokens = stock.tokenizer(prompt, return_tensors="pt").input_ids
+        with torch.inference_mode():
+            ids = stock.text_encoder.generate(input_ids=tokens, max_new_tokens=number, do_sample=False)
+        made.append(ids[0].tolist())
+        return encode(*args, **kwargs)
+
+    stock.encode_prompt = enhance
+    return made
+
+
+@on_ranks(2, 3)
+def test_ranks_whose_sharded_encoder_generates_go_on_until_all_have_finished(world: World, qwen: Path) -> None:
+    pipeline = opened(world, qwen, "placement.default.share=shard")
+    made = _enhances(pipeline.stock)
+    prompts = [Prompt(f"write tokens {number}", seed, tiny.FAMILIES["qwenimage"].call)
+               for seed, number in enumerate((2, 9, 5))]  # fmt: skip
+    results, pictures = run_prompts(world, pipeline, world.tmp_path / "out", prompts)
+    assert not any(isinstance(result, Failed) for result in results) and len(pictures) == 3
+    # No request was made again: each rank generated once for each of its waves (filler included).
+    assert len(made) == -(-3 // world.size)
+    stock = tiny.load_stock(qwen)
+    expected = _enhances(stock)
+    prompt = prompts[world.rank]
+    with torch.inference_mode():
+        generator = torch.Generator().manual_seed(prompt.seed)
+        call = {**prompt.call, "generator": generator, "output_type": "np"}
+        picture = stock(prompt=[prompt.text], **call).images[0]
+    assert made[0] == expected[0] and np.array_equal(pictures[prompt.text, prompt.seed], picture)
 
 
 @pytest.mark.slow

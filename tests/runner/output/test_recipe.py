@@ -6,13 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from runner.config import OnChange, RunConfig, load_config
 from runner.errors import UserError
 from runner.output.folder import Folder, folders_for
-from runner.output.lock import Holder, held
+from runner.output.job_folder import taken
+from runner.output.lock import Holder, LockLost, held
 from runner.output.recipe import choose_folder, differences, keep_recipe, recipe_of
 from runner.request import Part, parse_part
+from runner.world import World
 
 PREAMBLE = """
 import os, signal
@@ -106,3 +109,28 @@ def test_wrong_job_settings_are_refused() -> None:
     for override in ("job.max_attempts=0", "job.timeout_seconds=0", "job.grace_seconds=-1", "job.part=3/2"):
         with pytest.raises(UserError, match=override.split("=")[0]):
             load_config(None, [override])
+
+
+def test_a_lock_that_was_removed_is_noticed_by_who_held_it(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    with held(folder, Holder.this_run()) as lock:
+        lock.check()
+        folder.lock.unlink()
+        with pytest.raises(LockLost, match=r"job\.lock was removed or replaced"):
+            lock.check()
+        with held(folder, Holder.this_run()) as second, pytest.raises(LockLost):
+            second.check()
+            lock.check()
+
+
+@pytest.mark.parametrize("name", ["job.lock", "manifest.jsonl", "attempts.jsonl", "run.json", "recipe.json"])
+def test_a_link_in_a_files_place_is_refused_and_its_target_stays(name: str, tmp_path: Path) -> None:
+    target = tmp_path / "precious"
+    target.write_text("text")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).symlink_to(target)
+    config = load_config(None, [f"job.output={tmp_path / 'out'}"])
+    alone = World(0, 1, torch.device("cpu"))
+    with pytest.raises(UserError, match=f"{name} is a link to"), taken(config.job, recipe(), alone):
+        pass
+    assert target.read_text() == "text"
