@@ -12,10 +12,13 @@ import numpy as np
 import torch
 
 
-def set_global_generators(seed: int) -> None:
-    """Set torch's generators (the CPU's and every device's), numpy's and Python's for a request."""
+def set_global_generators(seed: int, device: torch.device) -> None:
+    """Set torch's generators (the CPU's and the device's), numpy's and Python's for a request."""
     derived = global_seed(seed)
-    torch.manual_seed(derived)
+    # Not torch.manual_seed: it also notes down, with a stack trace, what devices that are not there should do later.
+    torch.default_generator.manual_seed(derived)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(derived)
     np.random.seed(derived % 2**32)
     random.seed(derived)
 

@@ -101,7 +101,7 @@ class Pipeline:
         inference = enter(ExecutionMode.INFERENCE, self.world.device.type)
         with self.lockstep.request(), inference, self._boundaries.request():
             self.adapters.set(request.lora)
-            set_global_generators(request.seed)
+            set_global_generators(request.seed, self.world.device)
             output = self._call_stock(
                 **{self.prompt_argument: [request.prompt]},
                 **request.call,
