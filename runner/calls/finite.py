@@ -13,8 +13,8 @@ class NotFinite(ArithmeticError):
 def require_finite(what: str, value: Any) -> None:
     """Raise NotFinite when a floating tensor in `value` (nested as pipelines nest them) holds one.
 
-    One reduction a tensor, at the two ends of the decoder: where latents come in and pixels go out. Of the least and the
-    largest value, which NaN passes on: a comparison of each would make copies of the pixels at the memory's peak.
+    One reduction a tensor, at the two ends of the decoder: where latents come in and pixels go out. It finds the least
+    and the largest value, and NaN where there is one: comparing each would copy the pixels at the memory's peak.
     """
     if isinstance(value, torch.Tensor):
         if value.is_floating_point() and value.numel() and not torch.isfinite(torch.stack(torch.aminmax(value))).all():
