@@ -139,7 +139,7 @@ def run(folder: Path, *command: str) -> str:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
     environment |= {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert result.returncode == 0, f"{shlex.join(command)}: {result.stderr}"
     return result.stdout
