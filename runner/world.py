@@ -182,6 +182,8 @@ def _join(place: Place, device: torch.device, timeout: timedelta) -> None:
         is_master = place.rank == 0 and not agent_has_store
         store = dist.TCPStore(host, port, place.size, is_master, timeout, wait_for_workers=False, multi_tenant=True)
     on_device = device.type != "cpu" and has_collectives(device)
+    # A device's own watchdog takes the process down at the group's timeout; ours has to speak first.
+    timeout = 3 * timeout if on_device else timeout
     dist.init_process_group(
         f"cpu:gloo,{device.type}:{_backend(device)}" if on_device else "gloo",
         store=dist.PrefixStore("dit-runner", store),

@@ -73,6 +73,18 @@ def is_disk(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in DISK
 
 
+def is_device_failure(error: BaseException) -> bool:
+    """The device, or a library on it, has failed: what it is asked for next would fail too."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    text = str(error)
+    return isinstance(error, torch.AcceleratorError) or any(
+        mark in text for mark in ("CUBLAS_STATUS_", "CUDNN_STATUS_", "CUDA error")
+    )
+
+
 def may_come_from_another_rank(error: BaseException) -> bool:
     """gloo reports a lost peer and a timeout as a plain RuntimeError."""
-    return isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)
+    return isinstance(error, RuntimeError) and not (
+        isinstance(error, torch.OutOfMemoryError) or is_device_failure(error)
+    )

@@ -10,6 +10,7 @@ from typing import Any
 from runner.errors import ExitCode
 from runner.health.fault import Fault
 from runner.health.stderr import say
+from runner.health.torchrun import tell_agent
 from runner.output.manifest import Manifest
 from runner.output.run_file import RunFile
 from runner.progress import Progress
@@ -31,6 +32,7 @@ class LastLine:
         if not as_rank_0 and not self._is_first(claims):
             return
         say(fault.line())
+        tell_agent(fault.line())
         counted = {fault.request} if fault.by_request else set()
         withdrawn = [id for id in self._wave() if id not in counted]
 
@@ -45,7 +47,9 @@ class LastLine:
 
     def stopped(self, reason: str) -> None:
         """The wave in progress is given up."""
-        say(f"stopped: {reason}; the wave in progress is given up, the same command goes on")
+        line = f"stopped: {reason}; the wave in progress is given up, the same command goes on"
+        say(line)
+        tell_agent(line)
         news = {"state": "stopped", "exit_code": ExitCode.STOPPED, "stopped": reason}
         within(SECONDS, lambda: self._write(news, self._wave()))
 

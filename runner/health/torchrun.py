@@ -1,10 +1,13 @@
 """The torchrun agent that started this process: dying with it, and seeing to it that it does not stay behind."""
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from runner.errors import JobFault
@@ -31,6 +34,15 @@ def end_with_agent() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, DEATH_SIGNAL)
         if _is_orphan():  # of an agent that was gone before: the kernel has nothing to tell
             raise JobFault("its torchrun agent is gone")
+
+
+def tell_agent(cause: str) -> None:
+    """Have torchrun's own report of a failed rank say why, in the file that it gave the rank for that."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path and not os.path.exists(path):
+        told = {"message": cause, "extraInfo": {"py_callstack": "", "timestamp": str(int(time.time()))}}
+        with suppress(OSError), open(path, "w", encoding="utf-8") as file:
+            json.dump({"message": told}, file)
 
 
 def _is_orphan() -> bool:

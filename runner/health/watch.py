@@ -25,7 +25,7 @@ from runner.health.links import Link, Waiting, connect
 from runner.health.messages import Bye, End, Heartbeat, Message, Report, Stop
 from runner.health.stderr import say
 from runner.health.stop import Inbox, StopFile
-from runner.health.torchrun import DEATH_SIGNAL, agent_pid, end_agent_later
+from runner.health.torchrun import DEATH_SIGNAL, agent_pid, end_agent_later, tell_agent
 from runner.progress import WAITING, Progress
 from runner.world import World
 
@@ -256,6 +256,7 @@ class Watch:
     def _exit(self, code: int) -> NoReturn:
         """Without the main thread, which may never come back."""
         try:
+            tell_agent("ended together with the other ranks; rank 0 says why")
             end_agent_later(self._agent)
         finally:
             os._exit(code)

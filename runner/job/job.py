@@ -15,7 +15,7 @@ from runner.calls.finite import require_finite
 from runner.calls.lockstep import PeerLeft, TornApart
 from runner.config import JobConfig
 from runner.errors import JobFault
-from runner.health.fault import is_disk
+from runner.health.fault import is_device_failure, is_disk
 from runner.health.watch import Watch
 from runner.job.results import Failed, Made, Repeat, Result, Settled
 from runner.job.waves import Task, Wave, Waves
@@ -97,18 +97,33 @@ def _make(task: Task, pipeline: Pipeline, job: JobConfig, folder: JobFolder) -> 
         return Failed(request, _failure(request, pipeline, error)) if task.is_alone else Repeat(request, error)
     except Exception as error:
         # Whatever a model raises for one request is recorded with its place, and must not cost the others.
-        if ends_the_job(error):
+        if ends_the_job(error, is_alone=pipeline.lockstep.size == 1):
             raise
-        return None if task.is_filler else Failed(request, _failure(request, pipeline, error))
+        failure = _failure(request, pipeline, error)
+        if isinstance(error, torch.OutOfMemoryError):
+            _free_memory(error)
+        return None if task.is_filler else Failed(request, failure)
     seconds = round(perf_counter() - start, 3)
     return Made(request, ManifestLine(**request.described(), **saved, rank=pipeline.world.rank, seconds=seconds))
 
 
-def ends_the_job(error: BaseException) -> bool:
-    """What is not one request's failure: the next request would meet it too, or the other ranks are hit already."""
-    return is_disk(error) or isinstance(
-        error, MemoryError | torch.OutOfMemoryError | dist.DistError | StoreError | TornApart | JobFault
-    )
+def _free_memory(error: BaseException) -> None:
+    """The frames of a traceback hold the activations of the call that failed."""
+    traceback.clear_frames(error.__traceback__)
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+
+
+def ends_the_job(error: BaseException, *, is_alone: bool) -> bool:
+    """What is not one request's failure: the next request would meet it too, or other ranks are hit already.
+
+    A device that is full for one request (too large a picture) may do for the next, where no rank shares its weights:
+    `is_alone`.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return not is_alone
+    kinds = MemoryError | dist.DistError | StoreError | TornApart | JobFault
+    return is_disk(error) or is_device_failure(error) or isinstance(error, kinds)
 
 
 def _failure(request: Request, pipeline: Pipeline, error: Exception) -> Failure:

@@ -21,6 +21,7 @@ except JobFault as fault:
 
 def test_an_orphan_does_not_begin(tmp_path: Path) -> None:
     said = tmp_path / "said"
+    said.touch()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TORCHELASTIC_RUN_ID": "x"}
     script = f'"$0" -c "$1" > {said} & exit 0'  # the shell is the agent, and leaves its worker behind
     subprocess.run(["sh", "-c", script, sys.executable, CODE], env=environment, check=True)

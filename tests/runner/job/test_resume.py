@@ -23,6 +23,8 @@ from runner.media.sheet import contact_sheet
 from runner.output.lines import ManifestLine
 from runner.output.manifest import Manifest, State
 from runner.pipeline.open import open_pipeline
+from runner.pipeline.pipeline import Pipeline
+from runner.request import Request
 from runner.run import run
 from runner.world import World
 
@@ -175,6 +177,22 @@ def test_a_full_disk_ends_the_job_and_is_not_held_against_the_request(
     assert last.startswith("fault: rank 0 on ") and "decode/vae" in last and "No space left" in last
     assert report(tmp_path / "out")["state"] == "fault" and report(tmp_path / "out")["fault"]["prompt"] == "a rocket"
     assert make("job.max_attempts=1") == ExitCode.DONE
+
+
+def test_a_request_too_large_for_the_device_fails_and_the_others_are_made(
+    make: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = Pipeline.__call__
+
+    def full(self: Pipeline, request: Request) -> Any:
+        if request.prompt == "a panda":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 90.00 GiB")
+        return call(self, request)
+
+    monkeypatch.setattr(Pipeline, "__call__", full)
+    assert make() == ExitCode.FAILED
+    assert [line["prompt"] for line in lines(tmp_path / "out")] == ["a rocket", "a castle"]
+    assert [line["error"] for line in lines(tmp_path / "out", "failures.jsonl")] == ["OutOfMemoryError"]
 
 
 def test_a_stop_file_is_heeded_once(make: Callable[..., int], tmp_path: Path) -> None:
