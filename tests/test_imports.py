@@ -18,7 +18,9 @@ PACKAGES = {
 # below its own, and from itself; rooms of one floor do not know each other.
 FLOORS = (
     {"errors"},
-    {"request"},
+    {"request", "values", "plain_yaml"},
+    {"schema", "text_file"},
+    {"words", "layers"},
     {"config"},
     {"world"},
     {"output"},

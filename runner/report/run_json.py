@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
-from runner.config import RunConfig
+from runner.config import RunConfig, to_dict
 from runner.errors import ExitCode
 from runner.job.job import Outcome
 from runner.media.sheet import contact_sheet
@@ -71,7 +70,7 @@ def write_report(
         "state": ending.code.name.lower(),
         "exit_code": ending.code,
         "stopped": ending.stopped,
-        "config": OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True),
+        "config": to_dict(config),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "world_size": world.size,
         "device": str(world.device),
