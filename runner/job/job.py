@@ -20,7 +20,7 @@ from runner.config import Format, JobConfig
 from runner.errors import UserError
 from runner.health.fault import ends_the_job
 from runner.health.watch import Watch
-from runner.job.prompts import Prompt, read_prompts
+from runner.job.prompts import COMMENT, Prompt, read_prompts
 from runner.job.waves import Waves
 from runner.media.image import save_array, save_picture
 from runner.media.pixels import pixel_hash, pixels
@@ -29,6 +29,7 @@ from runner.output.job_folder import Folder
 from runner.output.manifest import IMAGES, State, file_facts, free_stems
 from runner.output.write import slug
 from runner.pipeline.pipeline import Pipeline
+from runner.values import check_seeds
 from runner.world import World
 
 
@@ -86,12 +87,13 @@ def plan(prompts: Sequence[Prompt], job: JobConfig, pipeline: Pipeline, recipe: 
     """
     requests: dict[str, Request] = {}
     for position, prompt in enumerate(prompts):
-        where = f"prompt {position + 1}"
+        where = prompt.where or f"prompt {position + 1}"
         pipeline.check_prompt(prompt.text, where)
-        pipeline.check_arguments(prompt.call, where)
+        pipeline.check_arguments(prompt.call, f"{where}: ", f"; named {COMMENT}..., a column or field is left out")
         call = {**job.call, **prompt.call}
         lora = pipeline.adapters.choose(prompt.lora, where)
         first = job.seed if prompt.seed is None else prompt.seed
+        check_seeds(first, job.images_per_prompt, f"{where}: seed")
         for seed in range(first, first + job.images_per_prompt):
             decides = {**recipe, "prompt": prompt.text, "seed": seed, "call": call, "format": job.format.value}
             decides |= pipeline.adapters.identity(lora)
