@@ -11,8 +11,6 @@ from offload.stores.host import HostStore
 from offload.stores.room import NoRoom
 from offload.stores.store import Edit, Store, StoreError
 from offload.units import OUTSIDE, find_aliases, plan_units
-from weights.agreement import local_size, node_group, on_all_ranks
-from weights.modes import normal_mode
 
 __all__ = [
     "OUTSIDE",
@@ -29,11 +27,7 @@ __all__ = [
     "engine_for",
     "find_aliases",
     "is_offloaded",
-    "local_size",
-    "node_group",
-    "normal_mode",
     "offload",
     "offloader_of",
-    "on_all_ranks",
     "plan_units",
 ]

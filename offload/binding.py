@@ -14,9 +14,9 @@ from torch.utils.hooks import RemovableHandle
 from offload.placeholder import bring_back, describe, forget, send_away
 from offload.stores.packing import PackedTensor, views
 from offload.stores.store import Store, fill_host
-from offload.units import Weight
 from weights.modes import normal_mode
 from weights.overrides import Overrides
+from weights.tied import Weight
 
 
 class UnitWeights:
@@ -81,15 +81,10 @@ class UnitWeights:
 
 
 def _replace(weight: Weight, data: torch.Tensor) -> torch.Tensor:
-    if isinstance(weight.tensor, nn.Parameter):
-        parameter = nn.Parameter(data, requires_grad=weight.tensor.requires_grad)
-        for module, name in weight.owners:
-            module._parameters[name] = parameter
-        return parameter
-    buffer = data.detach()
-    for module, name in weight.owners:
-        module._buffers[name] = buffer
-    return buffer
+    parameter = isinstance(weight.tensor, nn.Parameter)
+    new = nn.Parameter(data, requires_grad=weight.tensor.requires_grad) if parameter else data.detach()
+    weight.replace(new)
+    return new
 
 
 def _check(unit: str, weights: Sequence[Weight], store: Store) -> None:

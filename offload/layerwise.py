@@ -11,7 +11,8 @@ from offload.engines.engine import CopyEngine
 from offload.offloaded import Offloaded, is_offloaded, kept_buffers
 from offload.placeholder import is_described, supports
 from offload.stores.store import Store
-from offload.units import BUFFERS, ENTRY_POINTS, OUTSIDE, find_blocks, find_weights, spread
+from offload.units import BUFFERS, ENTRY_POINTS, find_blocks, weights_of
+from weights.blocks import spread
 from weights.modes import refuse_inference_mode
 
 
@@ -42,13 +43,10 @@ def offload(
     if window != "all" and (not isinstance(window, int) or window < 1):
         raise ValueError(f"window={window!r}; it is the number of blocks on the device at once: 1 or more, or 'all'")
     blocks = find_blocks(module, entry_points)
-    resident = spread(list(blocks), resident_blocks)
-    weights = find_weights(module, blocks)
-    _refuse(module, [weight.tensor for weight in weights])
-    if any(weight.unit == BUFFERS for weight in weights):
-        resident.add(BUFFERS)
-    names = dict.fromkeys((*blocks, OUTSIDE, *sorted(resident)))
-    units = {name: UnitWeights(name, [w for w in weights if w.unit == name], store) for name in names}
+    weights = weights_of(module, blocks)
+    _refuse(module, [weight.tensor for unit in weights.values() for weight in unit])
+    resident = {*spread(list(blocks), resident_blocks), *({BUFFERS} & set(weights))}
+    units = {name: UnitWeights(name, unit, store) for name, unit in weights.items()}
     offloaded = Offloaded(module, store, device, units, resident, window, engine)
     offloaded.attach(blocks, entry_points)
     return offloaded

@@ -1,29 +1,16 @@
 """Which weights of a component travel together: each block is a unit, and "" is all that is outside the blocks."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
 from weights.blocks import find_units
+from weights.tied import Weight, find_weights
 
 OUTSIDE = ""  # the unit of all that is in no block
 BUFFERS = "buffers"  # the unit of the persistent buffers in no block, where there are any
 ENTRY_POINTS = ("forward", "encode", "decode")  # what pipelines call on components
-
-
-@dataclass(frozen=True)
-class Weight:
-    """A parameter or persistent buffer: the unit it travels in, and every (module, attribute) that is tied to it.
-
-    `names` are its names in the component, the first being the one that `named_parameters` gives.
-    """
-
-    tensor: torch.Tensor
-    names: tuple[str, ...]
-    owners: tuple[tuple[nn.Module, str], ...]
-    unit: str
 
 
 def plan_units(module: nn.Module, entry_points: Iterable[str] = ENTRY_POINTS) -> dict[str, dict[str, torch.Tensor]]:
@@ -37,15 +24,13 @@ def plan_units(module: nn.Module, entry_points: Iterable[str] = ENTRY_POINTS) ->
     serves them all.
     """
     blocks = find_blocks(module, entry_points)
-    plan: dict[str, dict[str, torch.Tensor]] = {unit: {} for unit in (*blocks, OUTSIDE)}
-    for weight in find_weights(module, blocks):
-        plan.setdefault(weight.unit, {})[weight.names[0]] = weight.tensor
-    return plan
+    units = weights_of(module, blocks)
+    return {unit: {weight.names[0]: weight.tensor for weight in weights} for unit, weights in units.items()}
 
 
 def find_aliases(module: nn.Module) -> dict[str, tuple[str, ...]]:
     """The other names of each tied weight, by the name that `plan_units` lists it under: a file may use any of them."""
-    return {weight.names[0]: weight.names[1:] for weight in find_weights(module, {}) if len(weight.names) > 1}
+    return {weight.names[0]: weight.names[1:] for weight in find_weights(module) if len(weight.names) > 1}
 
 
 def find_blocks(module: nn.Module, entry_points: Iterable[str] = ENTRY_POINTS) -> dict[str, nn.Module]:
@@ -53,28 +38,15 @@ def find_blocks(module: nn.Module, entry_points: Iterable[str] = ENTRY_POINTS) -
     return find_units(module, methods).blocks
 
 
-def find_weights(module: nn.Module, blocks: dict[str, nn.Module]) -> list[Weight]:
+def weights_of(module: nn.Module, blocks: dict[str, nn.Module]) -> dict[str, list[Weight]]:
+    """The weights of each unit: of the blocks as they are given, then of "", then of "buffers" if there are any."""
     units_of: dict[nn.Module, set[str]] = {inner: set() for inner in module.modules()}
     for name, block in blocks.items():
         for inner in block.modules():
             units_of[inner].add(name)
-    found: dict[int, list[tuple[str, nn.Module, str, torch.Tensor]]] = {}
-    for prefix, inner in module.named_modules(remove_duplicate=False):
-        for name, tensor in (*inner._parameters.items(), *inner._buffers.items()):
-            if tensor is not None and name not in inner._non_persistent_buffers_set:
-                qualified = f"{prefix}.{name}" if prefix else name
-                found.setdefault(id(tensor), []).append((qualified, inner, name, tensor))
-    weights = []
-    for places in found.values():
-        names, owners = tuple(p[0] for p in places), tuple(dict.fromkeys((p[1], p[2]) for p in places))
-        outside = OUTSIDE if isinstance(places[0][3], nn.Parameter) else BUFFERS
-        units = {unit for owner, _ in owners for unit in (units_of[owner] or {outside})}
-        weights.append(Weight(places[0][3], names, owners, units.pop() if len(units) == 1 else outside))
-    return weights
-
-
-def spread(blocks: Sequence[str], count: int) -> set[str]:
-    """`count` of the blocks at even distances, so that the rest's transfers find compute to hide behind."""
-    if not 0 <= count <= len(blocks):
-        raise ValueError(f"resident_blocks={count}, but there are {len(blocks)} blocks; choose 0 to {len(blocks)}")
-    return {blocks[i * len(blocks) // count] for i in range(count)}
+    units: dict[str, list[Weight]] = {unit: [] for unit in (*blocks, OUTSIDE)}
+    for weight in find_weights(module):
+        outside = OUTSIDE if isinstance(weight.tensor, nn.Parameter) else BUFFERS
+        holders = {unit for owner, _ in weight.owners for unit in (units_of[owner] or {outside})}
+        units.setdefault(holders.pop() if len(holders) == 1 else outside, []).append(weight)
+    return units

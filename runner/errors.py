@@ -1,4 +1,4 @@
-"""The user's mistakes, told apart from ours, and what the process's exit code says of them."""
+"""The user's mistakes and what ends a job, told apart from ours; and what the process's exit code says of them."""
 
 from enum import IntEnum
 
@@ -11,6 +11,10 @@ class UserError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.splitlines()))
+
+
+class JobFault(RuntimeError):
+    """The job cannot go on, whatever request is being made: its try does not count."""
 
 
 class ExitCode(IntEnum):

@@ -96,9 +96,9 @@ def _files(world: World) -> Iterator[Path]:
             write_checkpoint(folder / "transformer")
             for seed, name in enumerate("AB"):
                 _write_adapter(folder / f"{name}.safetensors", folder / "transformer", seed)
-        world.gather_int(0)
+        world.gather(None)
         yield folder
-        world.gather_int(0)  # rank 0 deletes the files, so it goes last
+        world.gather(None)  # rank 0 deletes the files, so it goes last
 
 
 def _write_adapter(file: Path, component: Path, seed: int) -> None:
@@ -170,7 +170,7 @@ class _Bench:
 
     def _cost(self, step: Callable[[], object]) -> Cost:
         _own_bytes()  # so that nothing comes from what an earlier step left
-        self._world.gather_int(0)
+        self._world.gather(None)
         with measured_peaks() as peaks:
             start, cpu_start = time.perf_counter(), time.process_time()
             step()

@@ -2,13 +2,15 @@
 
 import argparse
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from runner.config import describe, load_config, to_yaml
-from runner.errors import ExitCode, UserError
+from runner.errors import ExitCode, JobFault, UserError
+from runner.health.stderr import BestEffort, say
 from runner.health.torchrun import end_with_agent
 from runner.values import shown
 
@@ -63,28 +65,43 @@ def config_file(words: Sequence[str]) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    end_with_agent()
+    sys.stderr = BestEffort(sys.stderr)  # type: ignore[assignment]
     try:
-        arguments = parse(argv)
-        words = arguments.words
-        config = load_config(config_file(words), [word for word in words if "=" in word])
-        if arguments.print_config:
-            sys.stdout.buffer.write(to_yaml(config).encode())  # UTF-8 in any locale, as it is read
-            return 0
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        # torch and diffusers take seconds to import; --help should not.
-        from runner.run import explain, run
-        from runner.world import joined_world
-
-        with joined_world(config.job.timeout_seconds) as world:
-            return explain(config, world) if arguments.explain else run(config, world)
+        end_with_agent()
+        return _main(parse(argv))
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+        if _rank() == 0:
+            say(f"error: {error}")
         return ExitCode.WRONG
+    except JobFault as error:
+        say(f"fault: rank {_rank()} on {socket.gethostname()}, start: {error}")
+        return ExitCode.FAULT
     except KeyboardInterrupt:
-        print("stopped before the job began", file=sys.stderr)
+        say("stopped before the job began")
         return ExitCode.STOPPED
+    except BrokenPipeError:  # of stdout: who reads the table or the config has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.DONE
+
+
+def _main(arguments: argparse.Namespace) -> int:
+    words = arguments.words
+    config = load_config(config_file(words), [word for word in words if "=" in word])
+    if arguments.print_config:
+        sys.stdout.buffer.write(to_yaml(config).encode())  # UTF-8 in any locale, as it is read
+        sys.stdout.flush()
+        return ExitCode.DONE
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # torch and diffusers take seconds to import; --help should not.
+    from runner.run import explain, run
+    from runner.world import joined_world
+
+    with joined_world(config.job.timeout_seconds) as world:
+        return explain(config, world) if arguments.explain else run(config, world)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from torch.distributed.tensor import Shard
 from sharding.priming import suspend_requires_grad
 from sharding.recovery import guard_methods
 from sharding.state import is_sharded
-from weights.blocks import find_units
+from weights.blocks import find_units, spread
 from weights.modes import refuse_inference_mode
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def shard(
     units = find_units(module, methods)
     for name, reason in units.kept_with_root.items():
         logger.info("%s.%s is gathered with the root, not by itself: %s", type(module).__name__, name, reason)
-    resident = _spread(list(units.blocks.values()), resident_blocks)
+    resident = set(spread(list(units.blocks.values()), resident_blocks))
     whole = _parameters_kept_whole(module, resident)
     suspend_requires_grad(module)
     _move(whole, _device_of(mesh))
@@ -99,13 +99,6 @@ def reshard(module: nn.Module) -> None:
     for inner in module.modules():  # before the first forward the root does not know its blocks yet
         if isinstance(inner, FSDPModule):
             inner.reshard()
-
-
-def _spread(blocks: list[nn.Module], count: int) -> set[nn.Module]:
-    """`count` of the blocks at even distances, so that the rest's transfers find compute to hide behind."""
-    if not 0 <= count <= len(blocks):
-        raise ValueError(f"resident_blocks={count}, but there are {len(blocks)} blocks; choose 0 to {len(blocks)}")
-    return {blocks[i * len(blocks) // count] for i in range(count)}
 
 
 def _parameters_kept_whole(module: nn.Module, resident: set[nn.Module]) -> set[nn.Parameter]:

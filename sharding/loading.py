@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,10 +13,10 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from weights.checkpoint import CheckpointError, StoredTensor, few, match_keys, refuse_misshapen, tied_names
+from weights.agreement import Group, on_all_ranks
+from weights.checkpoint import CheckpointError, StoredTensor, few, match_keys, refuse_misshapen
 from weights.modes import refuse_inference_mode
-
-_Result = TypeVar("_Result")
+from weights.tied import Weight, find_weights
 
 
 @dataclass(frozen=True)
@@ -27,15 +26,6 @@ class LoadReport:
     tensors: int
     bytes_read: int
     seconds: float
-
-
-@dataclass(frozen=True)
-class _Weight:
-    """A parameter or persistent buffer: where it is stored, and every (module, attribute) that is tied to it."""
-
-    stored: StoredTensor
-    tensor: torch.Tensor
-    owners: list[tuple[nn.Module, str]]
 
 
 def set_dtype(module: nn.Module, dtype_of: Callable[[str], torch.dtype]) -> None:
@@ -57,6 +47,7 @@ def load_sharded(
     offload_to_host: bool = False,
     rename: Callable[[str], str] | None = None,
     variant: str | None = None,
+    group: Group = None,
 ) -> LoadReport:
     """Fill a module with meta parameters, sharded by `shard`, from the safetensors files of a component's directory.
 
@@ -65,53 +56,41 @@ def load_sharded(
     the dtype the module declares; no view of a mapped file is kept. `rename` maps a stored key to the module's name
     for it. Persistent buffers are read too; other buffers keep what the module's constructor gave them.
 
-    A collective over all ranks. What is wrong with the files or the keys is found from their headers and raised before
-    any weight is read, on every rank alike: KeysDiffer where the keys are not the module's one to one (a tied weight
-    needs one of its names), CheckpointError for the rest.
+    A collective over `group` (gloo; the world by default). What is wrong with the files or the keys is found from their
+    headers and raised before any weight is read, on every rank alike: KeysDiffer where the keys are not the module's
+    one to one (a tied weight needs one of its names), CheckpointError for the rest.
     """
     refuse_inference_mode("load weights")
     start = time.perf_counter()
-    weights = _on_all_ranks(lambda: _plan(module, directory, rename, variant))
-    bytes_read = _on_all_ranks(lambda: _fill(weights, device, torch.device("cpu") if offload_to_host else device))
+    group = group or dist.group.WORLD
+    weights = on_all_ranks(lambda: _plan(module, directory, rename, variant), group)
+    shard_device = torch.device("cpu") if offload_to_host else device
+    bytes_read = on_all_ranks(lambda: _fill(weights, device, shard_device), group)
     return LoadReport(len(weights), bytes_read, time.perf_counter() - start)
 
 
-def _on_all_ranks(step: Callable[[], _Result]) -> _Result:
-    """Run a step without collectives on every rank; where it fails on any, raise the first rank's error on all."""
-    outcome: _Result | CheckpointError
-    try:
-        outcome = step()
-    except CheckpointError as problem:
-        outcome = problem
-    errors: list[CheckpointError | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(errors, outcome if isinstance(outcome, CheckpointError) else None)
-    for error in filter(None, errors):
-        raise error
-    assert not isinstance(outcome, CheckpointError)
-    return outcome
+_Filling = tuple[Weight, StoredTensor]
+"""A weight of the module, and the tensor in a file that fills it."""
 
 
 def _plan(
     module: nn.Module, directory: Path, rename: Callable[[str], str] | None, variant: str | None
-) -> list[_Weight]:
+) -> list[_Filling]:
     """Pair every weight of the module with one stored tensor, in the order of the files."""
-    names, tensors = tied_names(module), module.state_dict(keep_vars=True)
-    weights = []
-    matched = match_keys(directory, names, rename=rename, variant=variant)
-    for tied, stored in zip(names, matched, strict=True):
-        owners = [(module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in tied]
-        weights.append(_Weight(stored, tensors[tied[0]], owners))
-    _refuse_unfit(module, weights)
-    return sorted(weights, key=lambda weight: (weight.stored.file, weight.stored.key))
+    weights = find_weights(module)
+    stored = match_keys(directory, [weight.names for weight in weights], rename=rename, variant=variant)
+    plan = list(zip(weights, stored, strict=True))
+    _refuse_unfit(module, plan)
+    return sorted(plan, key=lambda filling: (filling[1].file, filling[1].key))
 
 
-def _refuse_unfit(module: nn.Module, weights: list[_Weight]) -> None:
-    refuse_misshapen((weight.stored, weight.tensor.shape) for weight in weights)
-    filled = [w.stored.key for w in weights if isinstance(w.tensor, nn.Parameter) and not w.tensor.is_meta]
+def _refuse_unfit(module: nn.Module, plan: list[_Filling]) -> None:
+    refuse_misshapen((stored, weight.tensor.shape) for weight, stored in plan)
+    filled = [s.key for weight, s in plan if isinstance(weight.tensor, nn.Parameter) and not weight.tensor.is_meta]
     if filled:
         raise CheckpointError(f"{type(module).__name__} has weights already ({few(filled)}); build it on meta")
-    stored = {id(w.tensor) for w in weights}
-    empty = [name for name, buffer in module.named_buffers() if buffer.is_meta and id(buffer) not in stored]
+    planned = {id(weight.tensor) for weight, _ in plan}
+    empty = [name for name, buffer in module.named_buffers() if buffer.is_meta and id(buffer) not in planned]
     if empty:
         raise CheckpointError(
             f"{type(module).__name__} has meta buffers that no file stores ({few(empty)}); build it with "
@@ -119,21 +98,21 @@ def _refuse_unfit(module: nn.Module, weights: list[_Weight]) -> None:
         )
 
 
-def _fill(weights: list[_Weight], device: torch.device, shard_device: torch.device) -> int:
+def _fill(plan: list[_Filling], device: torch.device, shard_device: torch.device) -> int:
     """Read this rank's part of every weight; returns the bytes read."""
     bytes_read = 0
-    for file, in_file in groupby(weights, key=lambda weight: weight.stored.file):
+    for file, in_file in groupby(plan, key=lambda filling: filling[1].file):
         try:
             with safe_open(file, framework="pt") as handle:
-                for weight in in_file:
-                    bytes_read += _fill_one(weight, handle, device, shard_device)
+                for weight, stored in in_file:
+                    bytes_read += _fill_one(weight, stored.key, handle, device, shard_device)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{file} could not be read: {error}") from error
     return bytes_read
 
 
-def _fill_one(weight: _Weight, handle: safe_open, device: torch.device, shard_device: torch.device) -> int:
-    tensor, key = weight.tensor, weight.stored.key
+def _fill_one(weight: Weight, key: str, handle: safe_open, device: torch.device, shard_device: torch.device) -> int:
+    tensor = weight.tensor
     if isinstance(tensor, DTensor):
         shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
         local = torch.empty(shape, dtype=tensor.dtype, device=shard_device)
@@ -152,6 +131,5 @@ def _fill_one(weight: _Weight, handle: safe_open, device: torch.device, shard_de
         filled = torch.empty(tensor.shape, dtype=tensor.dtype, device=device).copy_(part)
     if isinstance(tensor, nn.Parameter):
         filled = nn.Parameter(filled, requires_grad=tensor.requires_grad)
-    for owner, attribute in weight.owners:
-        setattr(owner, attribute, filled)
+    weight.replace(filled)
     return part.numel() * part.element_size()

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from weights.modes import refuse_inference_mode
+from weights.modes import normal_mode, refuse_inference_mode
 
 _SUSPENDED = "_require_grad_when_primed"
 
@@ -49,7 +49,7 @@ def prime(module: nn.Module) -> None:
     if any(buffer.is_inference() for buffers in _gather_buffers(module) for buffer in buffers):
         raise RuntimeError(f"{type(module).__name__} ran in inference mode before it was primed; load it anew")
     if not is_primed(module):
-        with torch.no_grad():
+        with normal_mode():
             for inner in module.modules():
                 if isinstance(inner, FSDPModule):
                     inner._get_fsdp_state()._lazy_init()  # of the root first, else each block would be one

@@ -9,6 +9,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.modules import module as module_source
 
+from weights.overrides import Overrides
+
 
 class OutsideRead(RuntimeError):
     """Weights of a block were read while they were sharded: by code outside the block's own forward."""
@@ -20,7 +22,7 @@ def guard_methods(root: nn.Module, names: Iterable[str]) -> None:
     FSDP leaves its iteration state undefined when a forward raises; without the reset the next call fails too.
     """
     for name in names:
-        setattr(root, name, _guarded(root, getattr(root, name)))
+        Overrides().set(root, name, _guarded(root, getattr(root, name)))
 
 
 def _guarded(root: nn.Module, method: Callable[..., Any]) -> Callable[..., Any]:

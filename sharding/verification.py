@@ -7,6 +7,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from sharding.fsdp import shard
 from sharding.priming import prime
+from weights.agreement import gather
 from weights.modes import refuse_inference_mode
 
 _ORDERS = ("II", "IN", "NI", "INI")  # I: torch.inference_mode, N: torch.no_grad
@@ -24,9 +25,8 @@ def verify_mixed_modes(mesh: DeviceMesh) -> None:
     MixedModesUnsafe with the order and the reason, on all ranks alike.
     """
     refuse_inference_mode("verify modes")
-    problems: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, next(filter(None, (_problem(mesh, order) for order in _ORDERS)), None))
-    for rank, problem in enumerate(problems):
+    problems = (_problem(mesh, order) for order in _ORDERS)
+    for rank, problem in enumerate(gather(next(filter(None, problems), None), dist.group.WORLD)):
         if problem is not None:
             raise MixedModesUnsafe(f"torch {torch.__version__}, rank {rank} of {mesh}: {problem}")
 

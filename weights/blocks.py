@@ -1,12 +1,15 @@
 """Which parts of a component are gathered together: its blocks one by one, and the root with all the rest."""
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import nn
 
 from weights.outside_reads import outside_reads
+from weights.tied import find_weights
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,13 @@ def find_units(root: nn.Module, entry_points: Iterable[str] = ("forward",)) -> U
     return Units(tuple(blocks for blocks in units if blocks), reasons)
 
 
+def spread(blocks: Sequence[T], count: int) -> list[T]:
+    """`count` of the blocks at even distances, so that the rest's transfers find compute to hide behind."""
+    if not 0 <= count <= len(blocks):
+        raise ValueError(f"resident_blocks={count}, but there are {len(blocks)} blocks; choose 0 to {len(blocks)}")
+    return [blocks[i * len(blocks) // count] for i in range(count)]
+
+
 def _outermost_lists(module: nn.Module, prefix: str = "") -> Iterator[dict[str, nn.Module]]:
     """The blocks of each ModuleList that lies in no block. Containers without a forward (lists of lists, plain
     `nn.Module` holders) are no blocks: what they contain is."""
@@ -58,20 +68,17 @@ def _is_block(module: nn.Module) -> bool:
 
 def _shared_parameters(root: nn.Module, blocks: dict[nn.Module, str]) -> Iterator[tuple[str, str]]:
     """(block, parameter) for each parameter of a block that another block, or what is outside all blocks, has too."""
-    owners = Counter(_parameters_outside(root, blocks))
-    for block in blocks:
-        owners.update({id(parameter) for parameter in block.parameters()})
-    for block, name in blocks.items():
-        for parameter_name, parameter in block.named_parameters(prefix=name):
-            if owners[id(parameter)] > 1:
-                yield name, parameter_name
+    paths = {path: blocks[m] for path, m in root.named_modules(remove_duplicate=False) if m in blocks}
+    for weight in find_weights(root):
+        if isinstance(weight.tensor, nn.Parameter):
+            holders = dict.fromkeys(_block_around(name, paths) for name in weight.names)
+            if len(holders) > 1:
+                yield from ((block, weight.names[0]) for block in holders if block is not None)
 
 
-def _parameters_outside(root: nn.Module, blocks: dict[nn.Module, str]) -> set[int]:
-    pending, found = [root], set[int]()
-    while pending:
-        module = pending.pop()
-        if module not in blocks:
-            found.update(id(parameter) for parameter in module.parameters(recurse=False))
-            pending.extend(module.children())
-    return found
+def _block_around(name: str, paths: Mapping[str, str]) -> str | None:
+    """The block that holds the weight of this name, by the paths that lead to blocks."""
+    while name := name.rpartition(".")[0]:
+        if name in paths:
+            return paths[name]
+    return None

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
 _BASE_NAMES = ("diffusion_pytorch_model", "model")  # diffusers, transformers
 
@@ -64,14 +63,6 @@ def open_checkpoint(directory: Path, variant: str | None = None) -> dict[str, St
                 raise CheckpointError(f"{tensor.key} is stored twice: in {stored[tensor.key].file} and in {file}")
             stored[tensor.key] = tensor
     return stored
-
-
-def tied_names(module: nn.Module) -> list[list[str]]:
-    """Every parameter and persistent buffer of a module, by all the names it has there."""
-    names: dict[int, list[str]] = {}
-    for name, weight in module.state_dict(keep_vars=True).items():
-        names.setdefault(id(weight), []).append(name)
-    return list(names.values())
 
 
 def match_keys(

@@ -3,10 +3,9 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import accumulate
-from typing import Self
+from typing import Literal, Self
 
 import torch
-import torch.distributed as dist
 
 from offload.stores.disk import DiskStore
 from offload.stores.edits import by_unit
@@ -14,7 +13,7 @@ from offload.stores.packing import Packing, pack, view, views
 from offload.stores.room import require_room
 from offload.stores.shared_memory import SharedMemory
 from offload.stores.store import Edit, StoreError
-from weights.agreement import local_rank, local_size, on_all_ranks, on_first_rank
+from weights.agreement import Group, on_all_ranks, on_first_rank, rank_in, size_of
 
 _CPU = torch.device("cpu")
 
@@ -28,9 +27,10 @@ class HostStore:
     `component` is what error messages call it.
     """
 
+    rest: Literal["host", "disk"] = "host"
     packings: Mapping[str, Packing]
 
-    def __init__(self, packings: Mapping[str, Packing], group: dist.ProcessGroup | None, component: str) -> None:
+    def __init__(self, packings: Mapping[str, Packing], group: Group, component: str) -> None:
         """Room for the units, not filled yet."""
         self.packings = packings
         sizes = [packing.num_bytes for packing in packings.values()]
@@ -49,7 +49,7 @@ class HostStore:
         cls,
         open_files: Callable[[], DiskStore],
         *,
-        group: dist.ProcessGroup | None = None,
+        group: Group = None,
         device: torch.device = _CPU,
         component: str = "the component",
     ) -> Self:
@@ -60,7 +60,7 @@ class HostStore:
         with ExitStack() as stack:
             files: DiskStore = on_all_ranks(lambda: _opened(open_files, stack), group)
             store = cls(files.packings, group, component)
-            share, num_shares = local_rank(group), local_size(group)
+            share, num_shares = rank_in(group), size_of(group)
             store._fill(lambda: files.read_share(store.view, share, num_shares), group, device)
             store._files = files
             stack.pop_all()
@@ -72,7 +72,7 @@ class HostStore:
         units: Mapping[str, Mapping[str, torch.Tensor]],
         load: Callable[[], Mapping[str, torch.Tensor]],
         *,
-        group: dist.ProcessGroup | None = None,
+        group: Group = None,
         device: torch.device = _CPU,
         component: str = "the component",
     ) -> Self:
@@ -81,7 +81,7 @@ class HostStore:
         `units` as in DiskStore, on every rank. `load` is called on the group's first rank only, and returns the
         tensors by the module's names for them: each is copied, and converted to the dtype in `units`.
         """
-        tensors = on_all_ranks(lambda: load() if local_rank(group) == 0 else {}, group)
+        tensors = on_all_ranks(lambda: load() if rank_in(group) == 0 else {}, group)
         store = cls({unit: pack(wanted) for unit, wanted in units.items()}, group, component)
         store._fill(lambda: store._copy(tensors), group, device)
         return store
@@ -108,7 +108,7 @@ class HostStore:
         store is closed on every rank: no weights rather than unknown ones.
         """
         wanted = on_all_ranks(lambda: by_unit(self.packings, edits), self._group)
-        share = list(self.packings)[local_rank(self._group) :: local_size(self._group)]
+        share = list(self.packings)[rank_in(self._group) :: size_of(self._group)]
         touched = [unit for unit in share if wanted.get(unit) != self._edited.get(unit)]
         written: list[str] = []
         try:
@@ -162,7 +162,7 @@ class HostStore:
             self._memory.close()
             self._memory = None
 
-    def _fill(self, step: Callable[[], None], group: dist.ProcessGroup | None, device: torch.device) -> None:
+    def _fill(self, step: Callable[[], None], group: Group, device: torch.device) -> None:
         memory = self._memory
         assert memory is not None
         try:

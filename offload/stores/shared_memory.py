@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.distributed as dist
 
-from weights.agreement import local_rank, on_all_ranks, on_first_rank
+from weights.agreement import Group, on_all_ranks, on_first_rank, rank_in
 from weights.modes import refuse_inference_mode
 
 logger = logging.getLogger(__name__)
@@ -34,7 +33,7 @@ class SharedMemory:
 
     bytes: torch.Tensor
 
-    def __init__(self, num_bytes: int, group: dist.ProcessGroup | None) -> None:
+    def __init__(self, num_bytes: int, group: Group) -> None:
         refuse_inference_mode("make shared memory")
         self._fd, self._is_page_locked = -1, False
         path = on_first_rank(lambda: self._create(num_bytes), group)
@@ -44,7 +43,7 @@ class SharedMemory:
             self.close()
             raise
         finally:
-            if local_rank(group) == 0 and not path.startswith("/proc/"):
+            if rank_in(group) == 0 and not path.startswith("/proc/"):
                 os.unlink(path)
 
     def _create(self, num_bytes: int) -> str:

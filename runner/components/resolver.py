@@ -1,7 +1,7 @@
 """Which mode each component's calls run in: the resolver, which reads the live modules, and the modes themselves."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -14,6 +14,8 @@ import offload
 import sharding
 from runner.components.component import Component
 from runner.config import Leave
+from weights.modes import normal_mode
+from weights.overrides import may_move_weights
 
 # What INFERENCE is on each device type. torch_npu has no inference mode.
 _INFERENCE: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
@@ -41,17 +43,10 @@ class Decision:
 
 
 def enter(mode: ExecutionMode, device_type: str) -> AbstractContextManager[Any]:
-    """The context of `mode`; a device type that the table does not know gets no_grad, which every platform has.
-
-    NORMAL pairs inference_mode(False) with no_grad: alone it would turn autograd on.
-    """
-    inference = _INFERENCE.get(device_type, torch.no_grad)
-    if mode is ExecutionMode.INFERENCE or inference is torch.no_grad:
-        return inference()
-    stack = ExitStack()
-    stack.enter_context(torch.inference_mode(False))
-    stack.enter_context(torch.no_grad())
-    return stack
+    """The context of `mode`; a device type that the table does not know gets no_grad, which every platform has."""
+    if mode is ExecutionMode.INFERENCE:
+        return _INFERENCE.get(device_type, torch.no_grad)()
+    return normal_mode()
 
 
 def resolve(components: Sequence[Component], leave: Leave) -> dict[str, Decision]:
@@ -116,7 +111,7 @@ def _unknown_wrapper(module: nn.Module) -> str | None:
     """Anything on a plain module that could move its weights: hooks, a replaced forward, unusual tensors."""
     for name, inner in module.named_modules():
         where = name or "the component"
-        for hook in (*inner._forward_pre_hooks.values(), *inner._forward_hooks.values()):
+        for hook in filter(may_move_weights, (*inner._forward_pre_hooks.values(), *inner._forward_hooks.values())):
             return f"the forward hook {getattr(hook, '__qualname__', type(hook).__name__)} on {where}"
         if "forward" in vars(inner):
             return f"the forward of {where} was replaced on the instance"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 import offload
@@ -30,8 +29,10 @@ from runner.components.skeleton import stored_name
 from runner.config import LoraConfig, LoraMode, adapter_name
 from runner.errors import UserError
 from runner.world import World
-from weights.checkpoint import CheckpointError, tied_names
+from weights.agreement import Group, on_all_ranks
+from weights.checkpoint import CheckpointError
 from weights.stored_weights import StoredWeights
+from weights.tied import tied_names
 
 
 class Place(Protocol):
@@ -52,7 +53,7 @@ class Adapters:
         config: LoraConfig,
         adapters: Mapping[str, Adapter],
         places: Mapping[str, Place],
-        group: dist.ProcessGroup | None = None,
+        group: Group = None,
     ) -> None:
         self._mode = config.mode
         self._weights = {adapter_name(one): one.weight for one in config.adapters}
@@ -109,7 +110,7 @@ class Adapters:
 
     def _set(self, component: str, active: Mapping[str, float]) -> None:
         edits = edits_of(component, self._adapters, active)
-        offload.on_all_ranks(partial(self._places[component].set, edits), self._group)
+        on_all_ranks(partial(self._places[component].set, edits), self._group)
 
 
 def open_adapters(

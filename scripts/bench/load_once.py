@@ -67,11 +67,11 @@ def load_once(method: str, folder: Path, rendezvous: str, rank: int, size: int, 
 
 
 def _measured(method: Method, folder: Path, world: World, mesh: DeviceMesh) -> Load:
-    world.gather_int(0)
+    world.gather(None)
     with measured_peaks() as peaks:
         start = time.perf_counter()
         model, bytes_read = method(folder, world, mesh)
-        world.gather_int(0)
+        world.gather(None)
         loaded = time.perf_counter()
         time.sleep(0.005)  # so that the peak is seen
         anonymous, mapped = peaks

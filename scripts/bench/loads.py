@@ -63,7 +63,7 @@ def _checkpoint(world: World) -> Iterator[tuple[Path, int]]:
         folder = Path(world.gather(own)[0]) / "transformer"
         weights = write_checkpoint(folder) if world.rank == 0 else 0
         yield folder, world.gather(weights)[0]
-        world.gather_int(0)  # rank 0 deletes the files, so it goes last
+        world.gather(None)  # rank 0 deletes the files, so it goes last
 
 
 def _in_fresh_process(method: str, folder: Path, name: str, world: World) -> Load:

@@ -10,10 +10,11 @@ import torch
 import torch.distributed as dist
 
 from bench import offload_arms
-from offload import node_group, offloader_of
+from offload import offloader_of
 from runner.components.load import Groups, load_component
 from runner.config import PlacementConfig, Rest
 from runner.world import World
+from weights.agreement import node_group
 
 SIZE = 4
 

@@ -84,7 +84,7 @@ def measure(arms: Mapping[str, Arm], rounds: int, world: World, seed: int = 0, w
 
 def _time(arm: Arm, world: World) -> tuple[float, float]:
     _finish()
-    world.gather_int(0)  # start together
+    world.gather(None)  # start together
     clock, processor = time.perf_counter(), time.process_time()
     arm()
     _finish()

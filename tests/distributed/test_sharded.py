@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import runner.components.load
 import sharding
+from runner.components import load
 from runner.components.resolver import ExecutionMode
 from runner.errors import UserError
 from tests import tiny
@@ -82,11 +82,11 @@ def test_a_component_whose_stored_keys_are_renamed_loads_through_its_library(
     path = paths["qwenimage"]
     pipeline = opened(world, path, "placement.default.share=shard")
     assert {loading.how for loading in pipeline.loadings.values()} == {"each rank its slices"}
-    runner.components.load.stored_name, known = lambda module: None, runner.components.load.stored_name  # what if nobody knew them
+    load.stored_name, known = lambda module: None, load.stored_name  # what if nobody knew them
     try:
         pipeline = opened(world, path, "placement.default.share=shard")
     finally:
-        runner.components.load.stored_name = known
+        load.stored_name = known
     loaded = {name: loading.how for name, loading in pipeline.loadings.items()}
     assert loaded["transformer"] == loaded["vae"] == "each rank its slices"
     assert loaded["text_encoder"].startswith("whole, by its library, then sharded: ")

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from offload import Offloaded, normal_mode, offload
+from offload import Offloaded, offload
 from offload.units import BUFFERS, ENTRY_POINTS, OUTSIDE
 from tests import tiny
 from tests.offload.memory_store import MemoryStore
+from weights.modes import normal_mode
 
 CPU = torch.device("cpu")
 SEED = 0

@@ -6,12 +6,13 @@ from concurrent.futures import CancelledError
 import pytest
 import torch
 
-from offload import StoreError, engine_for, normal_mode, offload
+from offload import StoreError, engine_for, offload
 from offload.engines.inline import InlineEngine
 from offload.engines.stream import StreamEngine, has_streams
 from offload.engines.thread import ThreadEngine
 from tests.offload.memory_store import MemoryStore
 from tests.offload.offload_models import Stack, example
+from weights.modes import normal_mode
 
 CPU = torch.device("cpu")
 

@@ -114,7 +114,7 @@ def test_pages_are_locked_for_cuda_and_read_only_for_all() -> None:
 
 def test_a_write_ends_the_process_not_the_weights() -> None:
     code = (
-        "import torch; from offload.host_store import HostStore\n"
+        "import torch; from offload.stores.host import HostStore\n"
         "store = HostStore.from_tensors({'': {'a': torch.zeros(2)}}, lambda: {'a': torch.zeros(2)})\n"
         "store.view('').fill_(1)"
     )

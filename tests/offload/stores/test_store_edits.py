@@ -10,12 +10,13 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from offload import DiskStore, EditedFiles, HostStore, StoreError, WeightAway, node_group, offload, plan_units
+from offload import DiskStore, EditedFiles, HostStore, StoreError, WeightAway, offload, plan_units
 from offload.stores.store import Store
 from tests.memory import peak_anonymous_memory
 from tests.offload.offload_models import Stack, example
 from tests.offload.stores.store_files import Tensors, blockwise, contents, expect_equal, save, varied
 from tests.offload.stores.store_ranks import on_ranks
+from weights.agreement import node_group
 
 MIB = 2**20
 # A matrix, a convolution in another dtype, a scalar, one in each of the units; a rank has no part in some.

@@ -8,8 +8,8 @@ import torch
 
 from runner.config import load_config
 from runner.errors import UserError
-from runner.job.job import plan
 from runner.job.prompts import Prompt, read_prompts
+from runner.job.requests import requests_of
 from runner.pipeline.open import open_pipeline
 from runner.world import World
 
@@ -157,4 +157,4 @@ def test_planning_names_the_line_of_what_is_wrong_for_the_pipeline(tmp_path: Pat
     ):
         prompts = read_prompts(_file(tmp_path, name, content))
         with pytest.raises(UserError, match=says):
-            plan(prompts, config.job, pipeline, {})
+            requests_of(prompts, config.job, pipeline, {})
