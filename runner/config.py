@@ -3,6 +3,7 @@
 The dataclasses are the schema, and each field's `help` is its line in `--help`.
 """
 
+import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
@@ -13,13 +14,13 @@ from typing import Any, NoReturn
 from omegaconf import MISSING as MISSING_VALUE
 
 from runner.errors import UserError
-from runner.layers import escaped, mapped, merge
-from runner.plain_yaml import NotYaml, dump, read
+from runner.reading.layers import escaped, mapped, merge
+from runner.reading.plain_yaml import NotYaml, dump, read
+from runner.reading.schema import annotation_of, is_text, leaves, nearest
+from runner.reading.text_file import read_text
+from runner.reading.values import check_seeds, check_value, shown
+from runner.reading.words import value_of
 from runner.request import parse_part
-from runner.schema import annotation_of, is_text, leaves, nearest
-from runner.text_file import read_text
-from runner.values import check_seeds, check_value, shown
-from runner.words import value_of
 
 LARGEST_FILE = 1 << 20  # bytes of a config file
 LONGEST = 10**9  # seconds: thirty years, where timers still take the number
@@ -175,7 +176,7 @@ class RunConfig:
 
 
 def load_config(file: Path | None, words: Sequence[str]) -> RunConfig:
-    """Merge defaults, the YAML file and the `key=value` words, whose values runner/words.py explains.
+    """Merge defaults, the YAML file and the `key=value` words, whose values runner/reading/words.py explains.
 
     In the file ${key} stands for another key's value, and \\${ for a ${ of the text; in words a ${ is a ${.
     Raises UserError: an unreadable file, an unknown key (with the nearest right one), a value that cannot be.
@@ -266,12 +267,10 @@ def _refuse_key(key: str) -> NoReturn:
         raise UserError(f"{key!r} is one name with dots in it; in a file, write {section}: and the rest below it")
     known = [known.replace("<component>", names[0] if len(names) > 1 else "default") for known, _, _ in describe()]
     known += [f"lora.adapters[0].{option.name}" for option in fields(AdapterConfig)]
-    argument = ""
-    if section == "job" and len(names) == 1:
+    near, argument = nearest(key, known), ""
+    if section == "job" and len(names) == 1 and not difflib.get_close_matches(key, [near], cutoff=0.85):
         argument = f"; an argument of the pipeline's own call is job.call.{names[0]}"
-    raise UserError(
-        f"unknown key {shown(key)}; the nearest is {nearest(key, known)!r}{argument} (--help lists them all)"
-    )
+    raise UserError(f"unknown key {shown(key)}; the nearest is {near!r}{argument} (--help lists them all)")
 
 
 def _inherited(placement: dict[str, Any]) -> dict[str, Any]:

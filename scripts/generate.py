@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,7 +13,7 @@ from runner.config import describe, load_config, to_yaml
 from runner.errors import ExitCode, JobFault, UserError
 from runner.health.stderr import BestEffort, say
 from runner.health.torchrun import end_with_agent
-from runner.values import shown
+from runner.reading.values import shown
 
 DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "generate.yaml"
 VALUES = """values:
@@ -88,8 +89,9 @@ def _main(arguments: argparse.Namespace) -> int:
     words = arguments.words
     config = load_config(config_file(words), [word for word in words if "=" in word])
     if arguments.print_config:
-        sys.stdout.buffer.write(to_yaml(config).encode())  # UTF-8 in any locale, as it is read
-        sys.stdout.flush()
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")  # in any locale: so it is read again
+        print(to_yaml(config), end="", flush=True)
         return ExitCode.DONE
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # torch and diffusers take seconds to import; --help should not.

@@ -18,9 +18,8 @@ PACKAGES = {
 # below its own, and from itself; rooms of one floor do not know each other.
 FLOORS = (
     {"errors"},
-    {"request", "values", "plain_yaml"},
-    {"schema", "text_file"},
-    {"words", "layers"},
+    {"request"},
+    {"reading"},
     {"config"},
     {"world", "progress"},
     {"output"},

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import UserError
-from runner.text_file import read_text
-from runner.values import check_text, check_value, shown
+from runner.reading.text_file import read_text
+from runner.reading.values import check_text, check_value, shown
 
 LARGEST_FILE = 1 << 30  # bytes
 COMMENT = "#"  # begins the name of a column or field that is left out

@@ -15,8 +15,8 @@ from runner.output.lines import Failure
 from runner.output.manifest import State, free_stems
 from runner.output.write import slug
 from runner.pipeline.pipeline import Pipeline
+from runner.reading.values import check_seeds
 from runner.request import Request
-from runner.values import check_seeds
 
 
 def read_job(job: JobConfig) -> list[Prompt]:

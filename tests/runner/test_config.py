@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 
 from runner.config import DType, Rest, Share, describe, load_config, to_dict, to_yaml
 from runner.errors import UserError
-from runner.words import quoted
+from runner.reading.words import quoted
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from runner.config import RunConfig, describe, load_config, to_yaml
 from runner.errors import UserError
 from runner.job.prompts import read_prompts
-from runner.values import STRAY
-from runner.words import quoted
+from runner.reading.values import STRAY
+from runner.reading.words import quoted
 
 # The same examples at each run, each of them within the time.
 fuzz = settings(derandomize=True, database=None, deadline=timedelta(seconds=5), max_examples=40)

@@ -19,9 +19,9 @@ from dataclasses import is_dataclass
 from typing import Any
 
 from runner.errors import UserError
-from runner.plain_yaml import LABEL, Loader, NotYaml, TextLoader, quote, read_exactly, read_scalar
-from runner.schema import is_optional, is_text
-from runner.values import check_text, shown
+from runner.reading.plain_yaml import LABEL, Loader, NotYaml, TextLoader, quote, read_exactly, read_scalar
+from runner.reading.schema import is_optional, is_text
+from runner.reading.values import check_text, shown
 
 _BRACKETS = ("[]", "{}")
 _QUOTED = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^']|'')*'""", re.DOTALL)  # as a whole: `"a" and "b"` is none

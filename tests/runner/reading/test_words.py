@@ -7,7 +7,7 @@ import pytest
 
 from runner.config import RunConfig, load_config
 from runner.errors import UserError
-from runner.schema import annotation_of
+from runner.reading.schema import annotation_of
 
 
 def value(word: str) -> Any:

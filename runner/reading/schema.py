@@ -8,7 +8,7 @@ from types import NoneType, UnionType
 from typing import Any, NamedTuple
 
 from runner.errors import UserError
-from runner.values import shown
+from runner.reading.values import shown
 
 
 class Leaf(NamedTuple):

@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 
 from runner.errors import UserError
-from runner.values import STRAY, stray_name
+from runner.reading.values import STRAY, stray_name
 
 LONGEST_LINE = 1 << 20  # bytes: one line of hundreds of megabytes is some other file
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
