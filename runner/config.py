@@ -4,21 +4,27 @@ The dataclasses are the schema, and each field's `help` is its line in `--help`.
 """
 
 import difflib
-import math
-import typing
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from omegaconf import MISSING as MISSING_VALUE
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from runner.errors import UserError
+from runner.reading.layers import escaped, mapped, merge
+from runner.reading.plain_yaml import NotYaml, dump, read
+from runner.reading.schema import annotation_of, is_text, leaves, nearest
+from runner.reading.text_file import read_text
+from runner.reading.values import check_seeds, check_value, shown
+from runner.reading.words import value_of
 from runner.request import parse_part
+
+LARGEST_FILE = 1 << 20  # bytes of a config file
+LONGEST = 10**9  # seconds: thirty years, where timers still take the number
+PATHS = ("model.path", ".prompts", ".output", "_file", "].path")
 
 
 class Share(Enum):
@@ -169,41 +175,26 @@ class RunConfig:
     job: JobConfig = field(default_factory=JobConfig)
 
 
-def load_config(file: Path | None, overrides: Sequence[str]) -> RunConfig:
-    """Merge defaults, the YAML file and the `key=value` overrides.
+def load_config(file: Path | None, words: Sequence[str]) -> RunConfig:
+    """Merge defaults, the YAML file and the `key=value` words, whose values runner/reading/words.py explains.
 
-    Raises UserError: an unreadable file, an unknown key (with the nearest right one), a value of the wrong type.
+    In the file ${key} stands for another key's value, and \\${ for a ${ of the text; in words a ${ is a ${.
+    Raises UserError: an unreadable file, an unknown key (with the nearest right one), a value that cannot be.
     """
-    layers = [OmegaConf.create({}) if file is None else _read_yaml(file)]
-    for override in overrides:
-        if "=" not in override or override.startswith("="):
-            raise UserError(f"{override!r} is not key=value, for example job.seed=7")
-        try:
-            layers.append(OmegaConf.from_dotlist([override]))
-        except (OmegaConfBaseException, YAMLError) as error:
-            raise UserError(f"cannot read {override!r}: {str(error).splitlines()[0]}") from error
-    known = [key for key, _, _ in describe()]
-    for layer in layers:
-        if OmegaConf.is_list(layer.get("lora")):
-            layer.lora = {"adapters": layer.lora}
-        for key in _keys(OmegaConf.to_container(layer)):
-            _check_key(key, known)
-    try:
-        given = typing.cast(DictConfig, OmegaConf.merge(*layers))
-        if isinstance(given.get("placement"), DictConfig):
-            given.placement = _inherit(OmegaConf.to_container(given.placement))
-        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), given)
-        config = typing.cast(RunConfig, OmegaConf.to_object(merged))
-    except OmegaConfBaseException as error:
-        where = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
-        raise UserError(where + str(error).splitlines()[0]) from error
+    layers = [{} if file is None else _read_file(file), *(_read_word(word) for word in words)]
+    config = merge(RunConfig, layers, {"placement": _inherited})
     _check_values(config)
     return config
 
 
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """The configuration in plain values, each text as it was typed."""
+    return asdict(mapped(config, lambda value: value.name if isinstance(value, Enum) else value))
+
+
 def to_yaml(config: RunConfig) -> str:
-    """The merged configuration, as a YAML file that load_config reads back."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    """The merged configuration, as a YAML file that load_config reads back as the same."""
+    return dump(mapped(to_dict(config), escaped))
 
 
 def describe() -> Iterator[tuple[str, str, str]]:
@@ -223,19 +214,66 @@ def adapter_name(adapter: AdapterConfig) -> str:
     return adapter.name or Path(adapter.path).stem
 
 
-def _read_yaml(file: Path) -> Any:
+def _read_file(file: Path) -> dict[str, Any]:
     try:
-        layer = OmegaConf.load(file)
-    except FileNotFoundError:
-        raise UserError(f"no config file {file}; the recipes are in configs/") from None
-    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"cannot read config {file}: {error}") from error
-    if not OmegaConf.is_dict(layer):
-        raise UserError(f"config {file} is not a mapping of sections such as model: and job:")
+        layer = read(read_text(file, "config file", LARGEST_FILE))
+    except NotYaml as error:
+        raise UserError(f"{file}:{error.line}: {error}") from error
+    if not isinstance(layer, dict | None):
+        raise UserError(f"config file {file} is {shown(layer)}, and no mapping of sections such as model: and job:")
+    try:
+        # A section whose keys are all commented out says nothing.
+        return _checked({name: section for name, section in (layer or {}).items() if section is not None})
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+
+
+def _read_word(word: str) -> dict[str, Any]:
+    key, equals, typed = word.partition("=")
+    if not equals or not key:
+        raise UserError(f"{shown(word)} is not key=value, for example job.seed=7")
+    annotation = annotation_of(RunConfig, key)
+    if annotation is None:
+        _refuse_key(key)
+    layer = mapped(value_of(key, typed, annotation), escaped)
+    for name in reversed(key.split(".")):
+        layer = {name: layer}
+    return _checked(layer)
+
+
+def _checked(layer: dict[str, Any]) -> dict[str, Any]:
+    """The layer, with the short form of `lora` written out.
+
+    Raises UserError: an unknown key, a value that no key takes, a text that YAML reads as something else.
+    """
+    lora = layer.get("lora")
+    for adapter in lora if isinstance(lora, list) else [lora]:
+        if isinstance(adapter, str):
+            raise UserError(f"lora: {shown(adapter)} is no adapter; each is a mapping, {{path: {adapter}}}")
+    if isinstance(lora, list):
+        layer = {**layer, "lora": {"adapters": lora}}
+    for key, annotation, value in leaves(RunConfig, layer):
+        if annotation is None:
+            _refuse_key(key)
+        check_value(value, key)  # and once more after merging, which resolves references
+        if is_text(annotation) and isinstance(value, bool | float):
+            raise UserError(f"{key} is a text, which YAML reads as {value}; put it in quotes")
     return layer
 
 
-def _inherit(placement: Any) -> Any:
+def _refuse_key(key: str) -> NoReturn:
+    section, *names = key.split(".")
+    if annotation_of(RunConfig, key) is not None:
+        raise UserError(f"{key!r} is one name with dots in it; in a file, write {section}: and the rest below it")
+    known = [known.replace("<component>", names[0] if len(names) > 1 else "default") for known, _, _ in describe()]
+    known += [f"lora.adapters[0].{option.name}" for option in fields(AdapterConfig)]
+    near, argument = nearest(key, known), ""
+    if section == "job" and len(names) == 1 and not difflib.get_close_matches(key, [near], cutoff=0.85):
+        argument = f"; an argument of the pipeline's own call is job.call.{names[0]}"
+    raise UserError(f"unknown key {shown(key)}; the nearest is {near!r}{argument} (--help lists them all)")
+
+
+def _inherited(placement: dict[str, Any]) -> dict[str, Any]:
     """What a component's placement does not say comes from placement.default, as far as its kind has such an option."""
     default = placement.get("default") or {}
     merged = {}
@@ -246,50 +284,48 @@ def _inherit(placement: Any) -> Any:
     return {**merged, **({"default": default} if "default" in placement else {})}
 
 
-def _keys(layer: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted keys down to the leaves; arguments of the call are leaves whatever they hold."""
-    for key, value in layer.items():
-        dotted = f"{prefix}{key}"
-        if isinstance(value, dict) and value and not dotted.startswith("job.call."):
-            yield from _keys(value, f"{dotted}.")
-        else:
-            yield dotted
-
-
-def _check_key(key: str, known: Sequence[str]) -> None:
-    parts = key.split(".")
-    if parts[0] == "job" and parts[1:2] == ["call"]:
-        return
-    candidates = [k.replace("<component>", parts[1] if len(parts) > 2 else "default") for k in known]
-    sections = {c.rsplit(".", i)[0] for c in candidates for i in range(1, 3)}
-    if key in candidates or key in sections:
-        return
-    nearest = difflib.get_close_matches(key, candidates, n=1, cutoff=0.0)[0]
-    raise UserError(f"unknown key {key!r}; the nearest is {nearest!r} (--help lists them all)")
-
-
 def _check_values(config: RunConfig) -> None:
-    if config.job.images_per_prompt < 1:
-        raise UserError(f"job.images_per_prompt is {config.job.images_per_prompt}; it must be at least 1")
-    if not -(2**63) <= config.job.seed < 2**63:
-        raise UserError(f"job.seed is {config.job.seed}; it must fit 64 bits")
-    if config.job.fps < 1:
-        raise UserError(f"job.fps is {config.job.fps}; it must be at least 1")
-    if config.job.max_attempts < 1:
-        raise UserError(f"job.max_attempts is {config.job.max_attempts}; it must be at least 1")
-    if config.job.timeout_seconds <= 0 or config.job.grace_seconds < 0:
-        raise UserError("job.timeout_seconds must be above 0, and job.grace_seconds 0 or more")
-    parse_part(config.job.part)
+    for key, annotation, value in leaves(RunConfig, to_dict(config)):
+        check_value(value, key)
+        if is_text(annotation) and value is not None and not value.strip():
+            raise UserError(f"{key} is an empty text; give it a value, or leave it out")
+        if key.endswith(PATHS) and value is not None:
+            _check_path(value, key)
+    job = config.job
+    if not 1 <= job.images_per_prompt <= 1_000_000:
+        raise UserError(f"job.images_per_prompt is {job.images_per_prompt}; it must be at least 1, at most 1,000,000")
+    check_seeds(job.seed, job.images_per_prompt, "job.seed")
+    if job.fps < 1:
+        raise UserError(f"job.fps is {job.fps}; it must be at least 1")
+    if job.max_attempts < 1:
+        raise UserError(f"job.max_attempts is {job.max_attempts}; it must be at least 1")
+    for name, least in (
+        ("timeout_seconds", "above 0"),
+        ("grace_seconds", "0 or more"),
+        ("lock_wait_seconds", "0 or more"),
+    ):
+        seconds = getattr(job, name)
+        if not 0 <= seconds <= LONGEST or (seconds == 0 and least == "above 0"):
+            raise UserError(f"job.{name} is {seconds}; it must be {least}, and at most {LONGEST:,}")
+    parse_part(job.part)
     names = [adapter_name(adapter) for adapter in config.lora.adapters]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"lora.adapters: there are two of {', '.join(twice)}; give each a name of its own")
-    for adapter in config.lora.adapters:
-        if not math.isfinite(adapter.weight):
-            raise UserError(f"lora.adapters: {adapter_name(adapter)} has weight {adapter.weight}; it must be finite")
     for name, placement in config.placement.items():
-        if placement.resident_blocks < 0:
-            raise UserError(f"placement.{name}.resident_blocks is {placement.resident_blocks}; it must be 0 or more")
-        if placement.prefetch < 0:
-            raise UserError(f"placement.{name}.prefetch is {placement.prefetch}; it must be 0 or more")
-        if placement.window != "all" and not (isinstance(placement.window, int) and placement.window >= 1):
-            raise UserError(f"placement.{name}.window is {placement.window!r}; it must be 1 or more, or all")
+        _check_placement(f"placement.{name}", placement)
+
+
+def _check_placement(key: str, placement: PlacementConfig) -> None:
+    if placement.resident_blocks < 0:
+        raise UserError(f"{key}.resident_blocks is {placement.resident_blocks}; it must be 0 or more")
+    if placement.prefetch < 0:
+        raise UserError(f"{key}.prefetch is {placement.prefetch}; it must be 0 or more")
+    if placement.window != "all" and not (isinstance(placement.window, int) and placement.window >= 1):
+        raise UserError(f"{key}.window is {placement.window!r}; it must be 1 or more, or all")
+
+
+def _check_path(path: str, key: str) -> None:
+    """Before a library opens it: the kernel's limits, which a prompt that went into the wrong key exceeds."""
+    longest = max(len(os.fsencode(part)) for part in path.split("/"))
+    if longest > 255 or len(os.fsencode(path)) > 4095:
+        raise UserError(f"{key} is {shown(path)}, and no path: it is too long")

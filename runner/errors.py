@@ -4,7 +4,13 @@ from enum import IntEnum
 
 
 class UserError(ValueError):
-    """Something the user can mend; the message says what is wrong, where, and what to do. Shown without a traceback."""
+    """Something the user can mend; the message says what is wrong, where, and what to do.
+
+    Shown without a traceback, in one line: what it quotes of a file or a library may have more.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
 
 
 class JobFault(RuntimeError):

@@ -4,24 +4,41 @@ import argparse
 import os
 import socket
 import sys
+from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
+from typing import NoReturn
 
 from runner.config import describe, load_config, to_yaml
 from runner.errors import ExitCode, JobFault, UserError
 from runner.health.stderr import BestEffort, say
 from runner.health.torchrun import end_with_agent
+from runner.reading.values import shown
 
 DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "generate.yaml"
+VALUES = """values:
+  A text (job.prompt, job.output, every path) is taken as it is typed, with #, &, : and ${...}; of "..." and '...' the
+  inside is, by YAML's rules. job.prompt also takes a list, "[a fox, a flat burger]", where a text that holds # & * or
+  a colon is quoted, and a class label, 207 (the text 207 is '"207"'). job.call.ARGUMENT takes null, true, a number, a
+  list or a mapping where it is written as one, and any other text as it is typed. null unsets a key without a default.
+  In a YAML file ${key} stands for the value of another key, and \\${ for ${ itself."""
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
+class Parser(argparse.ArgumentParser):
+    """Mistakes are UserErrors: one line, told once and not by every rank."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; settings are key=value (--help lists them all)")
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     width = max(len(key) for key, _, _ in describe())
     keys = "\n".join(f"  {key:{width}}  {text}" + (f" [{value}]" if value else "") for key, value, text in describe())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="generate.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"keys, with their defaults:\n{keys}\n\n"
+        epilog=f"keys, with their defaults:\n{keys}\n\n{VALUES}\n\n"
         "exit codes: 0 all made, 1 some requests failed (see failures.jsonl), 2 the command or its input is wrong,\n"
         "  3 stopped with work left, 4 a fault ended the job (see run.json); after 3 and 4 the same command goes on\n"
         'example: generate.py job.prompt="[a rocket, a flat fox]" job.seed=7 job.output=outputs/mine',
@@ -34,11 +51,25 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
-def main() -> int:
+def config_file(words: Sequence[str]) -> Path:
+    """The one word that is no key=value, else the default recipe."""
+    files = [word for word in words if "=" not in word]
+    for word in files:
+        if not os.path.lexists(word):
+            raise UserError(
+                f"{shown(word)} is no config file (see configs/), and no key=value such as job.seed=7; "
+                'a text with spaces is quoted, job.prompt="a red fox"'
+            )
+    if len(files) > 1:
+        raise UserError(f"one config file at most, not {', '.join(map(shown, files))}; settings are key=value")
+    return Path(files[0]) if files else DEFAULT
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     sys.stderr = BestEffort(sys.stderr)  # type: ignore[assignment]
     try:
         end_with_agent()
-        return _main(parse())
+        return _main(parse(argv))
     except UserError as error:
         if _rank() == 0:
             say(f"error: {error}")
@@ -55,12 +86,11 @@ def main() -> int:
 
 
 def _main(arguments: argparse.Namespace) -> int:
-    files = [word for word in arguments.words if "=" not in word]
-    if len(files) > 1:
-        raise UserError(f"one config file at most, not {', '.join(files)}; settings are key=value")
-    file = Path(files[0]) if files else DEFAULT
-    config = load_config(file, [word for word in arguments.words if "=" in word])
+    words = arguments.words
+    config = load_config(config_file(words), [word for word in words if "=" in word])
     if arguments.print_config:
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8")  # in any locale: so it is read again
         print(to_yaml(config), end="", flush=True)
         return ExitCode.DONE
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

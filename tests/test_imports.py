@@ -19,6 +19,7 @@ PACKAGES = {
 FLOORS = (
     {"errors"},
     {"request"},
+    {"reading"},
     {"config"},
     {"world", "progress"},
     {"output"},

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,8 +23,9 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 def read_index(root: Path) -> dict[str, Any]:
     """The directory's model_index.json. Raises UserError when there is no such thing."""
-    if not root.is_dir():
-        raise UserError(f"model.path: no directory {root}")
+    if not os.path.isdir(root):  # False too where the folder above cannot be entered
+        base = "" if root.is_absolute() else f" (from {Path.cwd()}, the working folder; give the whole path elsewhere)"
+        raise UserError(f"model.path: no directory {root}{base}")
     index = root / "model_index.json"
     if not index.is_file():
         raise UserError(f"model.path: {root} is not a diffusers directory: it holds no model_index.json")

@@ -3,18 +3,22 @@
 import csv
 import io
 import json
-import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from runner.errors import UserError
+from runner.reading.text_file import read_text
+from runner.reading.values import check_text, check_value, shown
 
-_INT = re.compile(r"[+-]?[0-9]{1,20}")
+LARGEST_FILE = 1 << 30  # bytes
+COMMENT = "#"  # begins the name of a column or field that is left out
+_INT = re.compile(r"[+-]?[0-9]{1,4000}")
 _FLOAT = re.compile(r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][+-]?[0-9]+)?")
-_SEEDS = range(-(2**63), 2**64)  # what torch.Generator.manual_seed takes
+_NO_NUMBER = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -25,24 +29,16 @@ class Prompt:
     seed: int | None = None
     call: Mapping[str, Any] = field(default_factory=dict)  # call arguments that override the job's
     lora: Mapping[str, float] | None = None  # weights of adapters by name; None: those of the config
+    where: str = field(default="", compare=False)  # "prompts.csv:4"
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Read a .txt, .jsonl or .csv prompt file."""
+    """Read a .txt, .jsonl or .csv prompt file. Raises UserError with the file, and the line where there is one."""
     path = Path(path)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"{path}: cannot read prompts from a '{path.suffix}' file; use .txt, .jsonl or .csv")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such prompt file; check the path") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the prompt file ({error.strerror}); check the path") from error
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}:{line}: the file is not UTF-8; save it as UTF-8") from error
-    prompts = reader(path, text)
+    prompts = reader(path, read_text(path, "prompt file", LARGEST_FILE))
     if not prompts:
         raise UserError(f"{path}:1: no prompts in the file; add at least one")
     return prompts
@@ -50,7 +46,8 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 def _read_text(path: Path, text: str) -> list[Prompt]:
     """One prompt a line."""
-    return [Prompt(line.strip()) for line in io.StringIO(text, newline=None) if line.strip()]
+    lines = enumerate(io.StringIO(text, newline=None), 1)
+    return [Prompt(line.strip(), where=f"{path}:{number}") for number, line in lines if line.strip()]
 
 
 def _read_jsonl(path: Path, text: str) -> list[Prompt]:
@@ -61,13 +58,20 @@ def _read_jsonl(path: Path, text: str) -> list[Prompt]:
             continue
         where = f"{path}:{number}"
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_object)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: not JSON ({error}); write one object a line") from error
         if not isinstance(row, dict):
             raise UserError(f'{where}: {type(row).__name__}, not an object; write {{"prompt": "..."}}')
         prompts.append(_prompt(row, where))
     return prompts
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """json keeps the last of two fields of one name."""
+    if twice := [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]:
+        raise ValueError(f"{twice[0]!r} is there twice")
+    return dict(pairs)
 
 
 def _read_csv(path: Path, text: str) -> list[Prompt]:
@@ -91,8 +95,8 @@ def _read_csv(path: Path, text: str) -> list[Prompt]:
                     f"{where}: {len(cells)} columns, but the header has {len(header)}; "
                     "put quotes around a prompt that holds a comma"
                 )
-            named = zip(header, cells, strict=False)
-            values = {name: cell if name == "prompt" else _value(cell) for name, cell in named if cell}
+            named = {name: cell for name, cell in zip(header, cells, strict=False) if cell and name[0] != COMMENT}
+            values = {name: cell if name == "prompt" else _value(cell, name, where) for name, cell in named.items()}
             prompts.append(_prompt(values, where))
     except csv.Error as error:
         raise UserError(f"{path}:{line}: not CSV ({error}); check the quotes") from error
@@ -102,45 +106,53 @@ def _read_csv(path: Path, text: str) -> list[Prompt]:
 def _check_header(header: list[str], where: str) -> None:
     """The header names each column once, the prompt's among them."""
     if "prompt" not in header and "class_labels" not in header:
-        raise UserError(f"{where}: no 'prompt' column in the header {header}; name one column 'prompt'")
-    if "" in header or len(set(header)) < len(header):
-        raise UserError(f"{where}: a column of the header {header} is unnamed or named twice; give each its own name")
+        raise UserError(f"{where}: no 'prompt' column in the header {shown(header)}; name one column 'prompt'")
+    names = [name for name in header if not name.startswith(COMMENT)]
+    if "" in names or len(set(names)) < len(names):
+        raise UserError(
+            f"{where}: a column of the header {shown(header)} is unnamed or named twice; give each its own name "
+            f"(one that begins with {COMMENT} is left out)"
+        )
 
 
-def _value(cell: str) -> int | float | bool | str:
+def _value(cell: str, name: str, where: str) -> int | float | bool | str:
     """A cell as the number or truth value it looks like, else as text."""
     if _INT.fullmatch(cell):
         return int(cell)
     if _FLOAT.fullmatch(cell):
         return float(cell)
+    if _NO_NUMBER.fullmatch(cell):
+        raise UserError(f"{where}: {name} is {cell}; give a finite number, or leave the cell empty")
     return {"true": True, "false": False}.get(cell.lower(), cell)
 
 
 def _prompt(row: Mapping[str, Any], where: str) -> Prompt:
     """A row's fields, checked."""
-    call = dict(row)
+    call = {name: value for name, value in row.items() if not name.startswith(COMMENT)}
+    for name, value in call.items():
+        check_text(name, f"{where}: the name {shown(name)}")
+        check_value(value, f"{where}: {name}")
     text, label, seed = call.pop("prompt", None), call.pop("class_labels", None), call.pop("seed", None)
     if text is not None and label is not None:
         raise UserError(f"{where}: both 'prompt' and 'class_labels'; keep one")
     if label is not None:
         if not isinstance(label, int) or isinstance(label, bool):
-            raise UserError(f"{where}: class_labels {label!r} is not an integer; give one class number")
+            raise UserError(f"{where}: class_labels {shown(label)} is not an integer; give one class number")
     elif not isinstance(text, str) or not text.strip():
-        found = "no prompt" if text is None or text == "" else f"prompt {text!r} is not text"
+        found = "no prompt" if text is None or text == "" else f"prompt {shown(text)} is not text"
         raise UserError(f"{where}: {found}; give 'prompt' some text")
-    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or seed not in _SEEDS):
-        raise UserError(f"{where}: seed {seed!r} is not an integer of 64 bits; give a whole number or leave it out")
-    return Prompt(text if label is None else label, seed, call, _lora(call.pop("lora", None), where))
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
+        raise UserError(f"{where}: seed {shown(seed)} is not an integer; give a whole number or leave it out")
+    return Prompt(text if label is None else label, seed, call, _lora(call.pop("lora", None), where), where)
 
 
 def _lora(weights: Any, where: str) -> Mapping[str, float] | None:
     """Adapters' weights by name. A .csv cell cannot hold any."""
     numbers = isinstance(weights, dict) and all(
-        isinstance(weight, int | float) and not isinstance(weight, bool) and math.isfinite(weight)
-        for weight in weights.values()
+        isinstance(weight, int | float) and not isinstance(weight, bool) for weight in weights.values()
     )
     if weights is not None and not numbers:
-        raise UserError(f'{where}: lora {weights!r} is not {{"name": weight}}; give each adapter a finite number')
+        raise UserError(f'{where}: lora {shown(weights)} is not {{"name": weight}}; give each adapter a finite number')
     return weights
 
 

@@ -9,12 +9,13 @@ from typing import Any
 
 from runner.config import Format, JobConfig
 from runner.errors import UserError
-from runner.job.prompts import Prompt, read_prompts
+from runner.job.prompts import COMMENT, Prompt, read_prompts
 from runner.job.results import Failed, Made, Settled
 from runner.output.lines import Failure
 from runner.output.manifest import State, free_stems
 from runner.output.write import slug
 from runner.pipeline.pipeline import Pipeline
+from runner.reading.values import check_seeds
 from runner.request import Request
 
 
@@ -44,14 +45,15 @@ def requests_of(
     requests: dict[str, Request] = {}
     output_type = "np" if job.format is Format.npy else "pil"
     for position, prompt in enumerate(prompts):
-        where = f"prompt {position + 1}"
+        where = prompt.where or f"prompt {position + 1}"
         pipeline.check_prompt(prompt.text, where)
-        pipeline.check_arguments(prompt.call, where)
+        pipeline.check_arguments(prompt.call, f"{where}: ", f"; named {COMMENT}..., a column or field is left out")
         call = {**job.call, **prompt.call}
         lora = pipeline.adapters.choose(prompt.lora, where)
         decides = {**recipe, "prompt": prompt.text, "call": call, "format": job.format.value}
         decides |= pipeline.adapters.identity(lora)
         first = job.seed if prompt.seed is None else prompt.seed
+        check_seeds(first, job.images_per_prompt, f"{where}: seed")
         for seed in range(first, first + job.images_per_prompt):
             text = json.dumps({**decides, "seed": seed}, sort_keys=True, default=str)
             id = hashlib.sha256(text.encode()).hexdigest()[:16]

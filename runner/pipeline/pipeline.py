@@ -78,14 +78,15 @@ class Pipeline:
     def timings(self) -> Timings:
         return self._boundaries.timings
 
-    def check_arguments(self, call: Mapping[str, Any], where: str = "job.call") -> None:
+    def check_arguments(self, call: Mapping[str, Any], where: str = "job.call.", advice: str = "") -> None:
         """Refuse what the pipeline's own signature does not take, or what the runner sets."""
-        check_arguments(type(self.stock), call, where)
+        check_arguments(type(self.stock), call, where, advice)
 
     def check_prompt(self, prompt: str | int, where: str) -> None:
         """Text for a pipeline that takes a prompt, a whole number for one that takes class labels."""
         if self.prompt_argument == "prompt" and not isinstance(prompt, str):
-            raise UserError(f"{where}: {type(self.stock).__name__} takes text, not {prompt!r}; quote it")
+            text = f"""on the command line, the text is job.prompt='"{prompt}"'"""
+            raise UserError(f"{where}: {type(self.stock).__name__} takes text, not the label {prompt}; {text}")
         if self.prompt_argument != "prompt" and not isinstance(prompt, int):
             raise UserError(f"{where}: {type(self.stock).__name__} takes a class label (a number), not {prompt!r}")
 
@@ -130,18 +131,21 @@ class Pipeline:
             self._groups.engine.close()
 
 
-def check_arguments(cls: type, call: Mapping[str, Any], where: str = "job.call") -> None:
-    """Raises UserError for what the pipeline class's own signature does not take, or what the runner sets."""
+def check_arguments(cls: type, call: Mapping[str, Any], where: str = "job.call.", advice: str = "") -> None:
+    """Raises UserError for what the pipeline class's own signature does not take, or what the runner sets.
+
+    `where` stands before an argument's name; `advice` says what else can be done about one that is not taken.
+    """
     arguments = _arguments(cls)
     for name in call:
         if name in OWN_ARGUMENTS:
             instead = OWN_ARGUMENTS[name]
             raise UserError(
-                f"{where}.{name} is set by the runner" + (f"; use {instead}" if instead else "; leave it out")
+                f"{where}{name} is set by the runner" + (f"; use {instead}" if instead else "; leave it out")
             )
         if name not in arguments:
             near = difflib.get_close_matches(name, arguments, n=1, cutoff=0.0)[0]
-            raise UserError(f"{where}.{name}: {cls.__name__} takes no {name!r}; the nearest is {near!r}")
+            raise UserError(f"{where}{name} is no argument of {cls.__name__}; the nearest is {near!r}{advice}")
 
 
 def _arguments(cls: Any) -> list[str]:

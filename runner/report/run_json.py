@@ -4,13 +4,12 @@ import platform
 import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from enum import Enum
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
-from runner.config import RunConfig
+from runner.config import RunConfig, to_dict
 from runner.errors import ExitCode
 from runner.job.results import Failed, Made, Settled
 from runner.pipeline.pipeline import Pipeline
@@ -68,7 +67,7 @@ def run_json(config: RunConfig, pipeline: Pipeline, ending: Ending, ranks: Seque
         "state": ending.code.name.lower(),
         "exit_code": ending.code,
         "stopped": ending.stopped,
-        "config": _plain(asdict(config)),
+        "config": to_dict(config),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "world_size": pipeline.world.size,
         "device": str(pipeline.world.device),
@@ -103,12 +102,3 @@ def _component(name: str, pipeline: Pipeline) -> dict[str, Any]:
         "mode": decision.mode.value,
         "reason": decision.reason,
     }
-
-
-def _plain(value: Any) -> Any:
-    """Enums as their values. Not through OmegaConf, which would take `${` in a prompt for one of its own."""
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -153,7 +153,7 @@ def test_a_failing_request_is_recorded_and_the_others_go_on(emoji: Path, tmp_pat
     rows: list[dict[str, Any]] = [
         {"prompt": "a rocket"},
         {"prompt": "a panda", "height": 63},
-        {"prompt": "../../etc/\u0007passwd \N{ROCKET} " + "x" * 10_000},
+        {"prompt": "../../etc/\tpasswd \N{ROCKET} " + "x" * 10_000},
     ]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = generate(

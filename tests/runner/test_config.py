@@ -1,9 +1,12 @@
+import shlex
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from runner.config import DType, Rest, Share, describe, load_config, to_yaml
+from runner.config import DType, Rest, Share, describe, load_config, to_dict, to_yaml
 from runner.errors import UserError
+from runner.reading.words import quoted
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,7 +41,6 @@ def test_printed_config_reads_back_the_same(tmp_path: Path) -> None:
         ("placement.vae.resident_blocks=-1", "resident_blocks"),
         ("seven", "key=value"),
         ("job.call=3", "job.call"),
-        ("job.prompt={a", "job.prompt={a"),
     ],
 )
 def test_wrong_overrides_are_refused_by_name(override: str, message: str) -> None:
@@ -46,13 +48,82 @@ def test_wrong_overrides_are_refused_by_name(override: str, message: str) -> Non
         load_config(None, [override])
 
 
-def test_a_missing_or_broken_config_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere\.yaml"):
-        load_config(tmp_path / "nowhere.yaml", [])
-    broken = tmp_path / "broken.yaml"
-    broken.write_text("job: [")
-    with pytest.raises(UserError, match=r"broken\.yaml"):
-        load_config(broken, [])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("job: [", r"c\.yaml:2: did not find"),
+        ("- a\n- b", r"c\.yaml is \['a', 'b'\], and no mapping of sections"),
+        ("a cat", "no mapping of sections"),
+        ("model: {}\njob:\n  seed: 1\n  seed: 2\n", r"c\.yaml:3: 'seed' is there twice"),
+        (b"\x89PNG\r\n", r"c\.yaml:1: the file is not UTF-8"),
+        ("job: {seed: 1}\n".encode("utf-16"), "not UTF-8"),
+        ("job: {seed: 1}\n".encode("utf-16-le"), r"c\.yaml:1: .* NUL character; save the file as UTF-8"),
+        ("job:\n  prompt: a\x1bb\n", r"c\.yaml:2: .*control character"),
+        ("[" * 100_000, "nested more than 20 deep"),
+        ("&a [*a]", "more than 10,000 values"),
+        ("job: {prompt: !!int x}", r"c\.yaml:1: ValueError"),
+        ("# " * 1_000_000, "2,000,000 bytes"),
+        ("job:\n  promt: a", r"c\.yaml: unknown key 'job\.promt'; the nearest is 'job\.prompt'"),
+        ("job.seed: 3", r"write job: and the rest below it"),
+        ("job: 3", "job is 3, and no section"),
+        ("job: {output: on}", "job.output is a text, which YAML reads as True; put it in quotes"),
+        ("job: {call: {x: .nan}}", r"c\.yaml: job\.call\.x is nan"),
+        ("job: {call: {x: !!set {a}}}", r"job\.call\.x is a set"),
+        ("job: {call: {x: {1: 2}}}", "the name 1 is not text"),
+        ("job: {seed: [1]}", "job.seed"),
+        ("job: {prompt: 'costs ${5'}", r"job\.prompt: .*\$\{ itself is written \\\$\{"),
+        ("job: {prompt: '${x}'}", "'x' not found"),
+        ("lora: models/ink", r"each is a mapping, \{path: models/ink\}"),
+    ],
+)
+def test_a_wrong_config_file_is_refused_in_one_line(tmp_path: Path, content: str | bytes, message: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=message) as refused:
+        load_config(file, [])
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_what_is_no_config_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "link.yaml").symlink_to("/nowhere/else.yaml")
+    for path, message in (
+        (tmp_path / "nowhere.yaml", r"nowhere\.yaml: no such config file; check the path"),
+        (tmp_path, "is a folder"),
+        (Path("/dev/zero"), "a device or a pipe"),
+        (tmp_path / "link.yaml", "a link to /nowhere/else.yaml"),
+        (tmp_path / ("x" * 300), "File name too long"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_config(path, [])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"no such config file in {tmp_path}"):
+        load_config(Path("nowhere.yaml"), [])
+
+
+def test_a_file_is_read_as_yaml_less_what_turns_text_into_numbers(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "\ufeffmodel:\n# nothing\njob:\n  prompt: [12:30, 2024-01-02, =, 'a # b', 207] # a note\n  output: 2024\n"
+        "  seed: 1_000\n  state_file: ${job.output}/state\n  stop_file: \\${x}\n"
+        "  call: {a: &a [1, 1e3], b: *a, c: yes, d: 010, e: \\???}\n"
+    )
+    job = load_config(file, []).job
+    assert job.prompt == ["12:30", "2024-01-02", "=", "a # b", 207]
+    assert (job.output, job.seed, job.state_file, job.stop_file) == ("2024", 1000, "2024/state", "${x}")
+    assert job.call == {"a": [1, 1000.0], "b": [1, 1000.0], "c": True, "d": "010", "e": "???"}
+
+
+@pytest.mark.parametrize(
+    "text", ["a ${b} \\${c}", "costs ${5", "???", "\\???", "12:30", "1._5e3", "a\n b ", "on", "'", "猫\u2028"]
+)
+def test_any_text_is_printed_and_reported_as_it_was_typed(tmp_path: Path, text: str) -> None:
+    config = load_config(None, shlex.split(f"{quoted('job.prompt', text)} {quoted('job.call.x', text)}"))
+    assert to_dict(config)["job"]["prompt"] == text and to_dict(config)["job"]["call"] == {"x": text}
+    file = tmp_path / "printed.yaml"
+    file.write_text(to_yaml(config))
+    assert load_config(file, []) == config
+    stock = OmegaConf.to_object(OmegaConf.load(file))
+    assert stock["job"]["prompt"] == text and stock["job"]["call"]["x"] == text
 
 
 def test_every_key_has_a_line_of_help() -> None:

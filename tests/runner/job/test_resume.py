@@ -130,7 +130,7 @@ def test_a_failure_is_recorded_and_given_up_after_some_runs(make: Callable[..., 
     rows = [
         {"prompt": "a rocket"},
         {"prompt": "a panda", "height": 63},
-        {"prompt": "a castle", "guidance_scale": 1e38},
+        {"prompt": "a castle", "guidance_scale": 1e38},  # more than fp32 can add up
     ]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     job = (f"job.prompts={tmp_path / 'p.jsonl'}", "job.max_attempts=2")
@@ -145,6 +145,15 @@ def test_a_failure_is_recorded_and_given_up_after_some_runs(make: Callable[..., 
     assert make(*job) == ExitCode.FAILED
     assert len(lines(tmp_path / "out", "failures.jsonl")) == 4, "not tried a third time"
     assert len(report(tmp_path / "out")["failures"]) == 2 and report(tmp_path / "out")["state"] == "failed"
+
+
+def test_a_prompt_is_recorded_as_it_was_typed(make: Callable[..., int], tmp_path: Path) -> None:
+    text = "12:30, costs ${5 #1: \\${x}"
+    assert make(prompts=text) == ExitCode.DONE
+    (line,) = lines(tmp_path / "out")
+    assert line["prompt"] == report(tmp_path / "out")["config"]["job"]["prompt"] == text
+    with Image.open(tmp_path / "out" / line["file"]) as picture:
+        assert picture.info["prompt"] == text
 
 
 def test_what_ended_the_job_is_tried_last_and_then_no_more(make: Callable[..., int], tmp_path: Path) -> None:
@@ -259,7 +268,7 @@ def test_a_prompt_with_an_interpolations_characters_is_reported_as_it_is(
     make: Callable[..., int], tmp_path: Path
 ) -> None:
     (tmp_path / "p.txt").write_text("a ${job.seed} rocket\n")
-    call = "job.call.negative_prompt=\\${x}"
+    call = "job.call.negative_prompt=${x}"
     assert make(f"job.prompts={tmp_path / 'p.txt'}", call) == ExitCode.DONE
     assert [line["prompt"] for line in lines(tmp_path / "out")] == ["a ${job.seed} rocket"]
     assert report(tmp_path / "out")["config"]["job"]["call"]["negative_prompt"] == "${x}"

@@ -59,7 +59,7 @@ def test_a_list_is_short_for_the_adapters_and_the_mode_stays_apart(tmp_path: Pat
         ("lora=[{pth: a}]", "pth"),
         ("lora=[{weight: 1}]", r"lora\.adapters\[0\]\.path"),
         ("lora=[{path: a}, {path: b, name: a}]", "two of a;"),
-        ("lora=[{path: a, weight: .nan}]", "a has weight nan"),
+        ("lora=[{path: a, weight: .nan}]", r"adapters\[0\]\.weight is nan"),
         ("lora.mode=fuse", "merge, dynamic"),
         ("lora.moed=merge", r"nearest is 'lora\.mode'"),
     ],
