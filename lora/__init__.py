@@ -1,7 +1,7 @@
 """LoRA adapters under any placement: read and checked whole, then merged where weights rest, or applied beside them."""
 
 from lora.adapter import Adapter, AdapterError, LowRank
-from lora.arithmetic import merged, write_merged
+from lora.arithmetic import write_merged
 from lora.dynamic import BesideLayers
 from lora.edits import Edits, Terms, edits_of
 from lora.merged import MergedWeights, ReadBase
@@ -18,7 +18,6 @@ __all__ = [
     "Terms",
     "adapter_identity",
     "edits_of",
-    "merged",
     "read_adapter",
     "write_merged",
 ]

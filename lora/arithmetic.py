@@ -18,11 +18,6 @@ TILE = 1024
 """Rows and columns of a tile: 4 MiB of fp32, large enough to keep a GPU busy."""
 
 
-def merged(base: torch.Tensor, terms: Terms, origin: tuple[int, int] = (0, 0)) -> torch.Tensor:
-    """A new tensor: `base` with the terms added. See `write_merged`."""
-    return write_merged(torch.empty_like(base), base, terms, origin)
-
-
 def write_merged(out: torch.Tensor, base: torch.Tensor, terms: Terms, origin: tuple[int, int] = (0, 0)) -> torch.Tensor:
     """Fill `out` with `base` and the terms added, and return it.
 

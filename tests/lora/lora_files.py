@@ -13,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from lora import Terms, write_merged
 from tests import tiny
 
 WITH_LOADER = ("flux", "sd3", "qwenimage", "wan")
@@ -127,3 +128,8 @@ class Stock:
     @staticmethod
     def _layers(module: nn.Module) -> list[Any]:
         return [layer for layer in module.modules() if isinstance(layer, BaseTunerLayer)]
+
+
+def merged(base: torch.Tensor, terms: Terms, origin: tuple[int, int] = (0, 0)) -> torch.Tensor:
+    """A new tensor: `base` with the terms added."""
+    return write_merged(torch.empty_like(base), base, terms, origin)

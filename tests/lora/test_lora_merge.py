@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lora import Edits, MergedWeights, edits_of, merged, read_adapter
+from lora import Edits, MergedWeights, edits_of, read_adapter
 from lora.arithmetic import TILE
 from offload import StoreError
 from runner.config import load_config
@@ -21,6 +21,7 @@ from tests.lora.lora_files import (
     WITH_LOADER,
     WITHOUT_LOADER,
     Stock,
+    merged,
     modules_of,
     open_tiny,
     picture,

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from lora import AdapterError, MergedWeights, edits_of, merged, read_adapter
-from tests.lora.lora_files import LINEAR, Stock, make_factors, modules_of, open_tiny, picture, save_adapter
+from lora import AdapterError, MergedWeights, edits_of, read_adapter
+from tests.lora.lora_files import LINEAR, Stock, make_factors, merged, modules_of, open_tiny, picture, save_adapter
 
 LAYER = "transformer_blocks.0.attn.to_q"
 Tensors = dict[str, torch.Tensor]
