@@ -90,7 +90,7 @@ def plan(prompts: Sequence[Prompt], job: JobConfig, pipeline: Pipeline, recipe: 
         pipeline.check_prompt(prompt.text, where)
         pipeline.check_arguments(prompt.call, where)
         call = {**job.call, **prompt.call}
-        lora = pipeline.adapters.choose(prompt.lora, where)
+        lora = pipeline.adapters.choose(prompt.lora, where, call)
         first = job.seed if prompt.seed is None else prompt.seed
         for seed in range(first, first + job.images_per_prompt):
             decides = {**recipe, "prompt": prompt.text, "seed": seed, "call": call, "format": job.format.value}
