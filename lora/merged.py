@@ -26,7 +26,7 @@ class MergedWeights:
 
     Memory on top of the weights: on the host, a copy of those that were ever edited (none with `base`); on the device
     while a weight is written, its slice once more where the base lies elsewhere, its factors and one tile in fp32 (see
-    [Note: tiles] in lora/merge.py).
+    [Note: tiles] in lora/arithmetic.py).
     """
 
     def __init__(self, module: nn.Module, *, base: ReadBase | None = None) -> None:

@@ -4,6 +4,9 @@ A pipeline's own loader hands every file to `lora_state_dict` of the pipeline's 
 that stock gives. It recognises formats by words in the keys and is not strict: of what it does not expect it raises, or
 renames it to nothing, or leaves it out without a word. So its reading counts where it accounts for every tensor, and
 every layer is there; else the reading by the keys does, if that accounts for more.
+
+What a loader does with the result is not followed where it would drop a part: of a file that names `text_encoder_2`,
+Flux's loads nothing into it, and we do.
 """
 
 import re

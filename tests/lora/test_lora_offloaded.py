@@ -1,6 +1,6 @@
 """Adapters on offloaded components give the bits of resident ones, wherever the weights rest, and leave no trace.
 
-Resident ones are compared with the libraries in test_lora_merge.py and test_lora_beside.py.
+Resident ones are compared with the libraries in test_lora_merge.py and test_lora_dynamic.py.
 """
 
 import functools
