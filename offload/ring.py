@@ -19,7 +19,7 @@ class Slot:
         self.buffer = engine.empty(num_bytes)
         self.unit: str | None = None
         self.users = 0
-        # Whoever had this memory before may still be computing; see [Note: order] in copy_engine.py.
+        # Whoever had this memory before may still be computing; see [Note: order] in engines/engine.py.
         self.copied: Mark = engine.mark()
         self.released: Mark = self.copied
 

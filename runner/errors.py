@@ -1,10 +1,14 @@
-"""The user's mistakes, told apart from ours, and what the process's exit code says of them."""
+"""The user's mistakes and what ends a job, told apart from ours; and what the process's exit code says of them."""
 
 from enum import IntEnum
 
 
 class UserError(ValueError):
     """Something the user can mend; the message says what is wrong, where, and what to do. Shown without a traceback."""
+
+
+class JobFault(RuntimeError):
+    """The job cannot go on, whatever request is being made: its try does not count."""
 
 
 class ExitCode(IntEnum):

@@ -1,13 +1,36 @@
-"""One job split over the tasks of an array: each makes every n-th request, in a folder of its own."""
+"""What is asked for: one picture or clip, and which part of a job's requests a run makes."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from runner.errors import UserError
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One picture or clip to make. `id` is a hash of everything that decides its bits; where it comes in the job
+    (`number`) and what its file is called (`stem`) do not."""
+
+    prompt: str | int  # text, or a class label
+    seed: int = 0
+    call: Mapping[str, Any] = field(default_factory=dict)  # arguments of the pipeline's own call
+    lora: Mapping[str, float] = field(default_factory=dict)  # strength of each active adapter, in their order
+    output_type: str = "pil"
+    id: str = ""
+    number: int = 0
+    stem: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.id} {str(self.prompt)[:60]!r}"
+
+    def described(self) -> dict[str, Any]:
+        """What a manifest line, a failure and a picture's own recipe say of the request."""
+        told = {"id": self.id, "prompt": self.prompt, "seed": self.seed, "call": dict(self.call)}
+        return told | ({"lora": dict(self.lora)} if self.lora else {})
 
 
 @dataclass(frozen=True)

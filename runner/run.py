@@ -1,7 +1,7 @@
 """The main job, from a configuration to pictures on disk."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,20 +14,26 @@ import transformers
 from torch.profiler import ProfilerActivity, profile
 
 from runner.components.directory import identity, pipeline_class, read_index
-from runner.config import RunConfig
-from runner.health.last_line import LastWords
+from runner.config import JobConfig, RunConfig
+from runner.errors import ExitCode
+from runner.health.last_line import LastLine
+from runner.health.stderr import say
 from runner.health.stop import StopFile
 from runner.health.watch import Limits, Watch, watching
-from runner.job.job import plan, read_job, run_job, settle
+from runner.job.job import run_job
 from runner.job.prompts import Prompt
-from runner.output.job_folder import Folder, taken
+from runner.job.requests import read_job, requests_of, settle
+from runner.media.sheet import contact_sheet
+from runner.output.folder import Folder
+from runner.output.job_folder import JobFolder, settle_recipe, taken
 from runner.output.recipe import recipe_of
 from runner.output.write import write_whole
 from runner.pipeline.adapters import recipe_of_lora
 from runner.pipeline.open import open_pipeline
-from runner.pipeline.pipeline import check_arguments
+from runner.pipeline.pipeline import Pipeline, check_arguments
+from runner.progress import Progress
 from runner.report.explain import table
-from runner.report.run_json import Ending, write_report
+from runner.report.run_json import Ending, measure, run_json
 from runner.report.summary import summary
 from runner.request import parse_part
 from runner.world import World
@@ -35,44 +41,79 @@ from runner.world import World
 
 def run(config: RunConfig, world: World) -> int:
     """Make the job on the ranks of `world`. Returns the exit code (see ExitCode)."""
+    with _watched(config, world) as watch:
+        prompts = world.agreed(lambda: read_job(config.job))
+        world.agreed(lambda: _check_call(config))
+        weights = world.agreed(lambda: _identity(config))
+        adapters = world.agreed(lambda: recipe_of_lora(config.lora))
+        with taken(config.job, recipe_of(config, weights) | adapters, world) as folder:
+            watch.last_line.run_file = folder.run_file
+            watch.stop_file.path = watch.stop_file.path or folder.files.stop
+            config = replace(config, job=replace(config.job, output=str(folder.files.path)))
+            return _run_in_folder(config, world, prompts, weights, folder, watch)
+
+
+@contextmanager
+def _watched(config: RunConfig, world: World) -> Iterator[Watch]:
+    """From the start on: what is read and loaded may come from a file system that hangs, on any rank."""
     _quiet_libraries()
-    prompts = world.agreed(lambda: read_job(config.job))
-    world.agreed(lambda: _check_call(config))
-    weights = world.agreed(lambda: _identity(config))
-    adapters = world.agreed(lambda: recipe_of_lora(config.lora))
-    with taken(config.job, recipe_of(config, weights) | adapters, world) as folder:
-        job = replace(config.job, output=str(folder.path))
-        words = LastWords(folder.run_file)
-        limits = Limits(job.timeout_seconds, job.grace_seconds)
-        stop_file = StopFile(Path(job.stop_file) if job.stop_file else folder.path / "stop")
-        with watching(world, words, limits, stop_file) as watch:
-            return _run_watched(replace(config, job=job), world, prompts, weights, folder, watch)
+    job, progress = config.job, Progress(world.rank)
+    limits = Limits(job.timeout_seconds, job.grace_seconds)
+    stop_file = StopFile(Path(job.stop_file) if job.stop_file else None)
+    with watching(world, progress, LastLine(progress), limits, stop_file) as watch:
+        yield watch
 
 
-def _run_watched(
-    config: RunConfig, world: World, prompts: list[Prompt], weights: dict[str, Any], folder: Folder, watch: Watch
+def _run_in_folder(
+    config: RunConfig,
+    world: World,
+    prompts: Sequence[Prompt],
+    weights: dict[str, Any],
+    folder: JobFolder,
+    watch: Watch,
 ) -> int:
-    start = perf_counter()
+    start, progress = perf_counter(), watch.progress
     if world.rank == 0:
         for note in folder.state.notes:
-            print(f"{folder.path}: {note}", file=sys.stderr)
-    watch.doing("load")
-    pipeline = open_pipeline(config, world, progress=world.rank == 0 and sys.stderr.isatty())
-    requests = world.agreed(lambda: parse_part(config.job.part).of(plan(prompts, config.job, pipeline, weights)))
+            say(f"{folder.files.path}: {note}")
+    progress.doing("load")
+    pipeline = open_pipeline(config, world, progress=progress, show_bar=_shows_bar(world))
+    part = parse_part(config.job.part)
+    requests = world.agreed(lambda: part.of(requests_of(prompts, config.job, pipeline, weights)))
     world.check_same([request.id for request in requests], "the job (prompts, recipe or weights)")
     settled, left = settle(requests, folder.state, config.job.max_attempts)
-    folder.open_books()
-    loaded = perf_counter()
-    with _profiled(config, world):
-        made = run_job(left, pipeline, config.job, world, folder=folder, watch=watch)
-    outcomes = sorted([*settled, *made], key=lambda outcome: outcome.request.number)
-    seconds = {"load": loaded - start, "generate": perf_counter() - loaded}
-    watch.doing("report")
-    ending = Ending.of(outcomes, len(requests), watch.stop_reason)
-    write_report(config, pipeline, outcomes, world, seconds, ending=ending, run_file=folder.run_file)
     if world.rank == 0:
-        print(summary(config, outcomes, world, seconds, ending), file=sys.stderr)
+        settle_recipe(folder)
+    loaded = perf_counter()
+    with _profiled(config.job, folder.files, world):
+        made = run_job(left, pipeline, config.job, world, folder=folder, watch=watch)
+    progress.doing("report")
+    everything = sorted([*settled, *made], key=lambda result: result.request.number)
+    seconds = {"load": loaded - start, "generate": perf_counter() - loaded}
+    ending = Ending.of(everything, len(requests), watch.stop_reason, seconds)
+    ranks = world.gather(measure(pipeline))
+    if world.rank == 0:
+        _report(config, pipeline, ending, folder, ranks)
     return ending.code
+
+
+def _report(
+    config: RunConfig, pipeline: Pipeline, ending: Ending, folder: JobFolder, ranks: Sequence[dict[str, Any]]
+) -> None:
+    """What is made is made: whatever goes wrong from here on is said, and does not make the job fail."""
+    pictures = [
+        (folder.files.path / made.line.file, f"{made.request.prompt} #{made.request.seed}") for made in ending.made
+    ]
+    _best_effort("run.json", lambda: folder.run_file.write(run_json(config, pipeline, ending, ranks)))
+    _best_effort("the contact sheet", lambda: contact_sheet(folder.files.contact_sheet, pictures))
+    say(summary(config, pipeline.world, ending))
+
+
+def _best_effort(what: str, write: Callable[[], None]) -> None:
+    try:
+        write()
+    except Exception as error:  # of any kind: a consumer may have moved, damaged or replaced any file
+        say(f"could not write {what}: {type(error).__name__}: {error}")
 
 
 def _check_call(config: RunConfig) -> None:
@@ -88,11 +129,16 @@ def _identity(config: RunConfig) -> dict[str, Any]:
 
 def explain(config: RunConfig, world: World) -> int:
     """Load and place as `run` would, and print what the resolver decided; nothing is generated."""
-    _quiet_libraries()
-    pipeline = open_pipeline(config, world, progress=world.rank == 0 and sys.stderr.isatty())
-    if world.rank == 0:
-        print(table(pipeline))
-    return 0
+    with _watched(config, world) as watch:
+        watch.progress.doing("load")
+        pipeline = open_pipeline(config, world, progress=watch.progress, show_bar=_shows_bar(world))
+        if world.rank == 0:
+            print(table(pipeline), flush=True)
+    return ExitCode.DONE
+
+
+def _shows_bar(world: World) -> bool:
+    return world.rank == 0 and sys.stderr.isatty()
 
 
 def _quiet_libraries() -> None:
@@ -102,9 +148,9 @@ def _quiet_libraries() -> None:
 
 
 @contextmanager
-def _profiled(config: RunConfig, world: World) -> Iterator[None]:
+def _profiled(job: JobConfig, folder: Folder, world: World) -> Iterator[None]:
     """A Chrome trace of this rank under <output>/profile, where job.profile asks for one."""
-    if not config.job.profile:
+    if not job.profile:
         yield
         return
     activities = [ProfilerActivity.CPU]
@@ -112,7 +158,4 @@ def _profiled(config: RunConfig, world: World) -> Iterator[None]:
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) as trace:
         yield
-    write_whole(
-        Path(config.job.output) / "profile" / f"rank{world.rank}.json",
-        lambda temp: trace.export_chrome_trace(str(temp)),
-    )
+    write_whole(folder.trace(world.rank), lambda temp: trace.export_chrome_trace(str(temp)))

@@ -1,7 +1,9 @@
-"""The world this process is one rank of, and how its ranks agree."""
+"""The world this process is one rank of, how its ranks agree, and the teams that they make requests in."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -9,12 +11,22 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
 
-from runner.errors import UserError
+from runner.errors import JobFault, UserError
 from weights.agreement import Group, from_first, gather, on_all_ranks
 
 T = TypeVar("T")
+# Ranks wait in `control` for others that make a longer request. Whether one of them is lost or stuck, the watch knows.
+_PATIENCE = timedelta(days=30)
+
+
+@dataclass(frozen=True)
+class Team:
+    """The ranks that make one request together: always one rank so far. `count` teams are the world."""
+
+    index: int
+    count: int
+    ranks: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,10 @@ class World:
     size: int
     device: torch.device
     control: Group = None
+
+    @property
+    def team(self) -> Team:
+        return Team(self.rank, self.size, (self.rank,))
 
     def gather(self, value: T) -> list[T]:
         """The values of all ranks, in rank order, on every rank. Collective."""
@@ -50,25 +66,136 @@ class World:
         return on_all_ranks(action, self.control)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Which rank this process is, as its launcher says, and where rank 0's store is: (host, port)."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    store: tuple[str, int] | None = None
+
+
 @contextmanager
 def joined_world(timeout_seconds: float = 600.0) -> Iterator[World]:
-    """The process group that torchrun describes in the environment; a plain `python` is a world of one.
+    """The process group that the launcher describes in the environment; a plain `python` is a world of one.
 
-    A collective that waits longer than `timeout_seconds` for another rank raises.
+    Raises UserError for a launch that cannot be: variables that are missing, more ranks than devices. Raises JobFault
+    where not all ranks come within `timeout_seconds`.
     """
-    # Without the hint, accelerate makes a world of one of CPU ranks.
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(seconds=timeout_seconds))
-    if not dist.is_initialized():  # one rank shards too, which takes a process group
-        dist.init_process_group(
-            _backend(state.device), store=dist.HashStore(), rank=state.process_index, world_size=state.num_processes
-        )
-    control = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
+    place = place_in_world(os.environ)
+    _export(place)
+    device = _device_of(place)
+    timeout = timedelta(seconds=timeout_seconds)
     try:
-        yield World(state.process_index, state.num_processes, state.device, control)
+        _join(place, device, timeout)
+        control = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    except (dist.DistError, RuntimeError, OSError) as error:
+        raise JobFault(f"not all of {place.size} ranks came together within {timeout_seconds:g} s: {error}") from error
+    assert dist.get_world_size() == place.size and dist.get_rank() == place.rank
+    try:
+        yield World(place.rank, place.size, device, control)
     finally:
         dist.destroy_process_group()
 
 
-def _backend(device: torch.device) -> str:
-    own = dist.get_default_backend_for_device(device)
-    return own if device.type == "cpu" else f"cpu:gloo,{device.type}:{own}"
+def place_in_world(environment: Mapping[str, str]) -> Place:
+    """Read torchrun's variables, or Slurm's where srun starts the ranks itself. Raises UserError for half of either,
+    and for a launcher that says nothing torch understands: never N worlds of one."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    given = {name: environment[name] for name in names if environment.get(name)}
+    if "WORLD_SIZE" in given or "RANK" in given:
+        if missing := [name for name in names if name not in given]:
+            raise UserError(
+                f"{', '.join(given)} are set in the environment, but not {', '.join(missing)}: start with torchrun, "
+                "which sets them all, or unset them for a single rank"
+            )
+        numbers = [_number(name, given[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")]
+        if not 0 <= numbers[0] < numbers[1]:
+            raise UserError(f"RANK={numbers[0]} is no rank of WORLD_SIZE={numbers[1]}")
+        return Place(numbers[0], numbers[1], numbers[2], (given["MASTER_ADDR"], numbers[3]))
+    if "SLURM_STEP_ID" in environment and environment.get("SLURM_NTASKS", "1") != "1":
+        return _place_in_slurm_step(environment)
+    for launcher, name in (("mpirun", "OMPI_COMM_WORLD_SIZE"), ("an MPI launcher", "PMI_SIZE")):
+        if environment.get(name, "1") != "1":
+            raise UserError(
+                f"started {environment[name]} times by {launcher} ({name}), which torch does not understand: start "
+                "with torchrun, or with srun"
+            )
+    return Place()
+
+
+def _place_in_slurm_step(environment: Mapping[str, str]) -> Place:
+    """srun started a process for each rank."""
+    names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_JOB_ID")
+    if missing := [name for name in (*names, "SLURM_STEP_NODELIST") if name not in environment]:
+        raise UserError(f"srun started this rank, but {', '.join(missing)} is not set; start with torchrun")
+    rank, size, local_rank, job = (_number(name, environment[name]) for name in names)
+    # The ports below the ephemeral ones; a job of its own has one of its own.
+    return Place(rank, size, local_rank, (first_host(environment["SLURM_STEP_NODELIST"]), 20000 + job % 10000))
+
+
+def first_host(node_list: str) -> str:
+    """The first of Slurm's list of nodes: `n[03-07,9],m1` begins with n03."""
+    match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\])?([^,\[]*)", node_list)
+    if match is None:
+        raise UserError(f"SLURM_STEP_NODELIST is {node_list!r}, which names no node")
+    return match[1] + (match[2] or "") + match[3]
+
+
+def _export(place: Place) -> None:
+    """As torchrun sets it, for the libraries and for the links between ranks."""
+    if place.store is not None:
+        own = {"RANK": place.rank, "WORLD_SIZE": place.size, "LOCAL_RANK": place.local_rank}
+        for name, value in {**own, "MASTER_ADDR": place.store[0], "MASTER_PORT": place.store[1]}.items():
+            os.environ.setdefault(name, str(value))
+
+
+def _number(name: str, text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise UserError(f"{name}={text!r} in the environment is no number")
+    return int(text)
+
+
+def _device_of(place: Place) -> torch.device:
+    """The rank's own accelerator, made the current one before any group is; the CPU where there is none."""
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is None or not torch.accelerator.is_available():
+        return torch.device("cpu")
+    count = torch.accelerator.device_count()
+    if place.local_rank >= count:
+        raise UserError(
+            f"rank {place.rank} is number {place.local_rank + 1} on its node, which has {count} {accelerator.type} "
+            f"device(s): start {count} rank(s) a node (--nproc-per-node {count})"
+        )
+    torch.accelerator.set_device_index(place.local_rank)
+    return torch.device(accelerator.type, place.local_rank)
+
+
+def _join(place: Place, device: torch.device, timeout: timedelta) -> None:
+    """A world of one makes a group too: one rank shards as well."""
+    if place.store is None:
+        store: dist.Store = dist.HashStore()
+    else:
+        host, port = place.store
+        agent_has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        is_master = place.rank == 0 and not agent_has_store
+        store = dist.TCPStore(host, port, place.size, is_master, timeout, wait_for_workers=False, multi_tenant=True)
+    on_device = device.type != "cpu" and has_collectives(device)
+    dist.init_process_group(
+        f"cpu:gloo,{device.type}:{_backend(device)}" if on_device else "gloo",
+        store=dist.PrefixStore("dit-runner", store),
+        rank=place.rank,
+        world_size=place.size,
+        timeout=timeout,
+        device_id=device if on_device else None,
+    )
+
+
+def has_collectives(device: torch.device) -> bool:
+    """Whether torch can move tensors of this device between ranks. gloo, which it falls back to, moves the host's."""
+    return device.type == "cpu" or _backend(device) not in (None, "gloo")
+
+
+def _backend(device: torch.device) -> str | None:
+    return dist.Backend.default_device_backend_map.get(device.type)

@@ -2,11 +2,13 @@
 
 import argparse
 import os
+import socket
 import sys
 from pathlib import Path
 
 from runner.config import describe, load_config, to_yaml
-from runner.errors import ExitCode, UserError
+from runner.errors import ExitCode, JobFault, UserError
+from runner.health.stderr import BestEffort, say
 from runner.health.torchrun import end_with_agent
 
 DEFAULT = Path(__file__).resolve().parent.parent / "configs" / "generate.yaml"
@@ -33,31 +35,45 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    end_with_agent()
-    arguments = parse()
-    files = [word for word in arguments.words if "=" not in word]
+    sys.stderr = BestEffort(sys.stderr)  # type: ignore[assignment]
     try:
-        if len(files) > 1:
-            raise UserError(f"one config file at most, not {', '.join(files)}; settings are key=value")
-        file = Path(files[0]) if files else DEFAULT
-        config = load_config(file, [word for word in arguments.words if "=" in word])
-        if arguments.print_config:
-            print(to_yaml(config), end="")
-            return 0
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        # torch and diffusers take seconds to import; --help should not.
-        from runner.run import explain, run
-        from runner.world import joined_world
-
-        with joined_world(config.job.timeout_seconds) as world:
-            return explain(config, world) if arguments.explain else run(config, world)
+        end_with_agent()
+        return _main(parse())
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+        if _rank() == 0:
+            say(f"error: {error}")
         return ExitCode.WRONG
+    except JobFault as error:
+        say(f"fault: rank {_rank()} on {socket.gethostname()}, start: {error}")
+        return ExitCode.FAULT
     except KeyboardInterrupt:
-        print("stopped before the job began", file=sys.stderr)
+        say("stopped before the job began")
         return ExitCode.STOPPED
+    except BrokenPipeError:  # of stdout: who reads the table or the config has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.DONE
+
+
+def _main(arguments: argparse.Namespace) -> int:
+    files = [word for word in arguments.words if "=" not in word]
+    if len(files) > 1:
+        raise UserError(f"one config file at most, not {', '.join(files)}; settings are key=value")
+    file = Path(files[0]) if files else DEFAULT
+    config = load_config(file, [word for word in arguments.words if "=" in word])
+    if arguments.print_config:
+        print(to_yaml(config), end="", flush=True)
+        return ExitCode.DONE
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # torch and diffusers take seconds to import; --help should not.
+    from runner.run import explain, run
+    from runner.world import joined_world
+
+    with joined_world(config.job.timeout_seconds) as world:
+        return explain(config, world) if arguments.explain else run(config, world)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
 
 
 if __name__ == "__main__":

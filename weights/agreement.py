@@ -44,9 +44,9 @@ def gather_int(value: int, group: Group) -> list[int]:
     """`gather` of one number (64 bits), in one small collective without pickling."""
     if size_of(group) == 1:
         return [value]
-    values = torch.empty(size_of(group), dtype=torch.int64)
-    dist.all_gather_into_tensor(values, torch.tensor([value]), group=group)
-    return values.tolist()
+    values = [torch.empty(1, dtype=torch.int64) for _ in range(size_of(group))]
+    dist.all_gather(values, torch.tensor([value]), group=group)
+    return [int(other) for other in values]
 
 
 def from_first(value: _T | None, group: Group) -> _T:
@@ -72,7 +72,7 @@ def on_all_ranks(step: Callable[[], _T], group: Group) -> _T:
     errors = gather(own_error and _sendable(own_error), group)
     for rank, problem in enumerate(errors):
         if problem is not None:
-            raise (own_error if rank == rank_in(group) else None) or problem
+            raise problem from (own_error if rank == rank_in(group) else None)
     return result
 
 

@@ -5,7 +5,7 @@ FSDP gathers a block's weights around the block's own forward. Code elsewhere th
 of every method that a holder of blocks runs and resolves each attribute chain on the live modules, so that reading a
 plain attribute (`block.attention_type`, `layer.weight.dtype`) is told apart from reading weights. Names are followed
 through assignments and loops without regard to their order (a flow-insensitive points-to analysis): it may keep a block
-whole that need not be, and `guard.py` names what it misses.
+whole that need not be, and `sharding/recovery.py` names what it misses.
 """
 
 import ast

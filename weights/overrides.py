@@ -1,11 +1,15 @@
-"""Attributes set on instances, over those of their class, and taken off again."""
+"""What is laid over a module from outside: attributes set on the instance, and hooks."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 _ABSENT = object()
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class Overrides:
+    """Attributes set on instances, over those of their class, and taken off again."""
+
     def __init__(self) -> None:
         self._set: list[tuple[object, str, Any, Any]] = []
 
@@ -26,3 +30,13 @@ class Overrides:
             else:
                 vars(instance)[name] = before
         self._set.clear()
+
+
+def moves_no_weights(hook: _F) -> _F:
+    """Mark a hook as one that leaves the module's weights where they are, for whoever reads hooks off live modules."""
+    hook.__dict__["moves_no_weights"] = True
+    return hook
+
+
+def may_move_weights(hook: Callable[..., Any]) -> bool:
+    return not getattr(hook, "moves_no_weights", False)

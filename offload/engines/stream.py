@@ -25,7 +25,7 @@ def has_streams(device: torch.device) -> bool:
 
 
 class StreamEngine:
-    """Copies on a stream of their own; the result of a mark is an event. See [Note: order] in copy_engine.py.
+    """Copies on a stream of their own; the result of a mark is an event. See [Note: order] in engine.py.
 
     Buffers come from the compute stream's pool (the current stream's: a component's stage runs on one stream), so that
     activations can have their memory when the ring is gone. From page-locked memory the host only queues the copy; what

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -109,6 +110,7 @@ class DiskStore:
     load the module, and use `HostStore.from_tensors`), CheckpointError for files or shapes that are wrong.
     """
 
+    rest: Literal["host", "disk"] = "disk"
     packings: Mapping[str, Packing]
 
     def __init__(

@@ -1,6 +1,7 @@
 """Edits over weights that rest on disk: made anew at each read, so the files stay as they are."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 
@@ -12,6 +13,7 @@ from offload.stores.store import Edit
 class EditedFiles:
     """A `Store`: a DiskStore whose weights can be edited. Costs arithmetic at each read, and no memory to speak of."""
 
+    rest: Literal["host", "disk"] = "disk"
     packings: Mapping[str, Packing]
 
     def __init__(self, files: DiskStore) -> None:

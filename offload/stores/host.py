@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import accumulate
-from typing import Self
+from typing import Literal, Self
 
 import torch
 
@@ -27,6 +27,7 @@ class HostStore:
     `component` is what error messages call it.
     """
 
+    rest: Literal["host", "disk"] = "host"
     packings: Mapping[str, Packing]
 
     def __init__(self, packings: Mapping[str, Packing], group: Group, component: str) -> None:

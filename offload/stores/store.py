@@ -1,7 +1,7 @@
 """Where the weights of an offloaded component rest, unit by unit: what the host and the disk store have in common."""
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
@@ -14,6 +14,9 @@ Edit = Callable[[torch.Tensor], None]
 
 class Store(Protocol):
     """The true weights. Read-only while it is in use; shared by every user of the component on this node."""
+
+    rest: Literal["host", "disk"]
+    """Where the weights wait."""
 
     packings: Mapping[str, Packing]
     """The units by name, such as "blocks.3"; "" is all that is outside the streamed units."""

@@ -12,164 +12,165 @@ import torch
 from torch import nn
 
 from runner.calls.finite import require_finite
+from runner.calls.generation import generate_in_step
 from runner.calls.lockstep import Lockstep
 from runner.components.component import METHODS, Component, look_ahead
-from runner.components.resolver import Decision, ExecutionMode, enter
+from runner.components.resolver import Decision, enter
+from runner.progress import Progress
+from weights.modes import normal_mode
+from weights.overrides import Overrides, moves_no_weights
 
 
 @dataclass
 class Timings:
-    """Seconds and calls by stage; `current` is the last stage and component entered, for error reports."""
+    """Seconds and calls by stage. On an accelerator the seconds are the host's: work is queued, not awaited."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
-    current: tuple[str, str] | None = None
 
     def add(self, stage: str, seconds: float) -> None:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
         self.calls[stage] = self.calls.get(stage, 0) + 1
 
 
-@contextmanager
-def boundaries(
-    components: Sequence[Component],
-    decisions: Mapping[str, Decision],
-    device_type: str,
-    timings: Timings,
-    lockstep: Lockstep,
-) -> Iterator[None]:
-    """While open, every call of a component enters the component's mode, in step with the other ranks.
+class Boundaries:
+    """Hooks on every component of a pipeline, put on once; they do nothing but inside `request()`.
 
-    A call is watched through module hooks, outermost (FSDP gathers weights in hooks of its own, which must run in the
-    component's mode too); methods are wrapped on the instance. When a call begins another stage, and at the end, the
-    weights that the components of the last stage brought up are put down; the first blocks of the next stage come up
-    before it begins, where that raises no peak. `module.to`, which some pipelines call in
-    mid-flight, runs in normal mode: weights converted in inference mode would stay inference tensors for ever.
+    There, every call of a component enters the component's mode, in step with the other ranks. When a call begins
+    another stage, and at the end, the weights that the components of the last stage brought up are released; the first
+    blocks of the next stage come up before it begins, where that raises no peak. `module.to`, which some pipelines call
+    in mid-flight, runs in normal mode: weights converted in inference mode would stay inference tensors for ever.
 
-    On an accelerator the seconds are the host's: work is queued, not awaited.
+    A call is watched through module hooks, outermost, because FSDP gathers weights in hooks of its own, which must run
+    in the component's mode too. Methods are wrapped on the instance.
     """
-    calls = _Calls(components, decisions, device_type, timings, lockstep)
-    with ExitStack() as undo:
-        undo.callback(calls.end)
-        for component in components:
-            module = component.module
-            before = module.register_forward_pre_hook(functools.partial(calls.before, component), prepend=True)
-            undo.callback(before.remove)
-            after = module.register_forward_hook(functools.partial(calls.after, component), always_call=True)
-            undo.callback(after.remove)
-            for name in METHODS:
-                if callable(getattr(type(module), name, None)):
-                    undo.callback(_replace(module, name, calls.wrapped(component, name)))
-            undo.callback(_replace(module, "to", _in_normal_mode(module.to, device_type)))
-        yield
-
-
-class _Calls:
-    """The component calls in progress, innermost last, and the components that may have weights up."""
 
     def __init__(
         self,
         components: Sequence[Component],
         decisions: Mapping[str, Decision],
         device_type: str,
-        timings: Timings,
         lockstep: Lockstep,
+        progress: Progress,
     ) -> None:
-        self.ahead = look_ahead(components)
-        self.decisions, self.device_type, self.timings, self.lockstep = decisions, device_type, timings, lockstep
-        self.open: list[tuple[nn.Module, ExitStack]] = []
-        self.stage: str | None = None
-        self.up: dict[str, Component] = {}
+        self.decisions = decisions
+        self.timings = Timings()
+        self._device_type, self._lockstep, self._progress = device_type, lockstep, progress
+        self._ahead = look_ahead(components)
+        self._sharded = {component.name for component in components if component.is_sharded}
+        self._overrides = Overrides()
+        self._handles: list[Any] = []
+        # What belongs to the request that is being made:
+        self._is_active = False
+        self._open: list[tuple[nn.Module, ExitStack]] = []  # calls in progress, the innermost last
+        self._stage: str | None = None
+        self._up: dict[str, Component] = {}  # may have weights up
+        for component in components:
+            self._install(component)
 
-    def before(self, component: Component, *_: Any) -> None:
-        self._begin(component, component.stage, "forward")
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Around the pipeline's own call, for one request."""
+        self._is_active, self._stage = True, None
+        try:
+            yield
+        finally:
+            self._is_active = False
+            while self._open:  # an interrupt left them
+                self._open.pop()[1].close()
+            self._release(except_in=None)
 
-    def after(self, component: Component, *_: Any) -> None:
-        # torch runs this hook also where `before` raised and opened nothing.
-        if self.open and self.open[-1][0] is component.module:
-            self.open.pop()[1].close()
-        if not self.open and sys.exception() is None:
-            self.lockstep.inside = None
+    def close(self) -> None:
+        """Take everything off the modules again."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._overrides.undo()
 
-    def wrapped(self, component: Component, name: str) -> Callable[..., Any]:
+    def _install(self, component: Component) -> None:
+        module = component.module
+        before = moves_no_weights(functools.partial(self._before, component))
+        after = moves_no_weights(functools.partial(self._after, component))
+        self._handles += [
+            module.register_forward_pre_hook(before, prepend=True),
+            module.register_forward_hook(after, always_call=True),
+        ]
+        for name in METHODS:
+            if callable(getattr(type(module), name, None)):
+                self._overrides.set(module, name, self._around_method(component, name))
+        self._overrides.set(module, "to", normal_mode()(module.to))
+        if component.name in self._sharded:
+            generate_in_step(module, self._lockstep, self._overrides)
+
+    def _before(self, component: Component, *_: Any) -> None:
+        if self._is_active:
+            self._begin(component, component.stage, "forward")
+
+    def _after(self, component: Component, *_: Any) -> None:
+        # torch runs this hook also where `_before` raised and opened nothing.
+        if self._open and self._open[-1][0] is component.module:
+            self._open.pop()[1].close()
+        if not self._open and sys.exception() is None:
+            self._lockstep.inside = None
+
+    def _around_method(self, component: Component, name: str) -> Callable[..., Any]:
         method = getattr(component.module, name)
         stage = "encode" if name == "encode" else component.stage
 
         @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
+            if not self._is_active:
+                return method(*args, **kwargs)
             if name == "decode":
-                self.timings.current = (stage, component.name)
+                self._progress.doing(stage, component.name)
                 require_finite("latents", (args, kwargs))  # before the ranks meet, so that one may leave
             self._begin(component, stage, name)
             try:
                 output = method(*args, **kwargs)
             finally:
-                self.after(component)
+                self._after(component)
             if name == "decode":
                 require_finite("pixels", output)
             return output
 
         return call
 
-    def end(self) -> None:
-        """Close what an interrupt left open, and put every component's weights down."""
-        while self.open:
-            self.open.pop()[1].close()
-        self._put_down(except_in=None)
-
     def _begin(self, component: Component, stage: str, entry: str) -> None:
-        if not self.open:  # a call within a call belongs to the outer one
-            self.timings.current = (stage, component.name)
-            if component.is_sharded:
-                place = f"{stage}/{component.name}.{entry}"
-                self.lockstep.meet(place)
-                self.lockstep.inside = place
-            if stage != self.stage:
-                self._put_down(except_in=stage)
-                self.stage = stage
-            self.up[component.name] = component
-            if (following := self.ahead.get(component.name)) is not None:
-                following.bring_up_head()
-                self.up[following.name] = following
-        mode = self.decisions[component.name].mode
         with ExitStack() as stack:
-            if not self.open:
+            if not self._open:  # a call within a call belongs to the outer one
+                self._progress.calling(stage, component.name)
+                if component.name in self._sharded:
+                    place = f"{stage}/{component.name}.{entry}"
+                    self._lockstep.meet(place)
+                    self._lockstep.inside = place
+                self._enter_stage(stage, component)
                 stack.callback(self._take_time, stage, time.perf_counter())
-            stack.enter_context(enter(mode, self.device_type))
-            stack.enter_context(_named_range(f"{stage}/{component.name}"))
-            self.open.append((component.module, stack.pop_all()))
+            stack.enter_context(enter(self.decisions[component.name].mode, self._device_type))
+            stack.enter_context(_named_range(stage, component.name))
+            self._open.append((component.module, stack.pop_all()))
+
+    def _enter_stage(self, stage: str, component: Component) -> None:
+        if stage != self._stage:
+            self._release(except_in=stage)
+            self._stage = stage
+        self._up[component.name] = component
+        if (following := self._ahead.get(component.name)) is not None:
+            following.prefetch()
+            self._up[following.name] = following
 
     def _take_time(self, stage: str, start: float) -> None:
         self.timings.add(stage, time.perf_counter() - start)
 
-    def _put_down(self, except_in: str | None) -> None:
-        with enter(ExecutionMode.NORMAL, self.device_type):
-            for name, component in list(self.up.items()):
+    def _release(self, except_in: str | None) -> None:
+        with normal_mode():
+            for name, component in list(self._up.items()):
                 if except_in is None or component.stage != except_in:
-                    component.put_down()
-                    del self.up[name]
+                    component.release()
+                    del self._up[name]
 
 
-def _replace(module: nn.Module, name: str, function: Callable[..., Any]) -> Callable[[], None]:
-    """Set an attribute of the instance; the result puts back what was there (sharding wraps methods too)."""
-    undo = (
-        functools.partial(setattr, module, name, vars(module)[name])
-        if name in vars(module)
-        else functools.partial(delattr, module, name)
-    )
-    setattr(module, name, function)
-    return undo
-
-
-def _in_normal_mode(function: Callable[..., Any], device_type: str) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with enter(ExecutionMode.NORMAL, device_type):
-            return function(*args, **kwargs)
-
-    return call
-
-
-def _named_range(name: str) -> AbstractContextManager[Any]:
+def _named_range(stage: str, component: str) -> AbstractContextManager[Any]:
     # The profiler's range costs microseconds a call, so only a running profiler gets one.
-    return torch.profiler.record_function(name) if torch.autograd._profiler_enabled() else nullcontext()
+    if torch.autograd._profiler_enabled():
+        return torch.profiler.record_function(f"{stage}/{component}")
+    return nullcontext()

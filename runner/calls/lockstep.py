@@ -1,24 +1,24 @@
 """Ranks that make sharded calls together agree before each one, so that one rank's error does not hang the others.
 
-A sharded component gathers its weights from all ranks: a rank that raised, or that went another way through the
-pipeline, would leave the others waiting in a collective. So all ranks meet before each such call, on the host and
-beside the weights' traffic: they exchange one number that stands for the place in the pipeline. Where the numbers
-differ, all of them leave the wave at once, and say why.
+A sharded component gathers its weights from the ranks of its shard group: a rank that raised, or that went another way
+through the pipeline, would leave the others waiting in a collective. So the ranks of the group meet before each such
+call, on the host and beside the weights' traffic: they exchange one number that stands for the place in the pipeline.
+Where the numbers differ, all of them leave their requests at once, and say why. Ranks of other groups hold weights of
+their own (HSDP), so that they neither wait nor leave.
 """
 
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from runner.world import World
-from weights.agreement import gather_int
+from weights.agreement import Group, gather, gather_int, ranks_of, size_of
 
 _LEFT = "left: "
 _END = "the end"
 
 
 class PeerLeft(RuntimeError):
-    """Another rank's request failed, so this rank's could not go on: it is not to blame, and may be made again."""
+    """Another rank's request failed, so this rank's could not go on: it did nothing wrong, and may be made again."""
 
 
 class OutOfStep(PeerLeft):
@@ -30,48 +30,52 @@ class TornApart(RuntimeError):
 
 
 class Lockstep:
-    """`Lockstep(None)` is for components of which none is sharded: no rank waits for another."""
+    """Keeps the ranks of `group` in step; None where no component is sharded, so that no rank waits for another."""
 
-    def __init__(self, world: World | None) -> None:
-        self.world = world if world is not None and world.size > 1 else None
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self.size = size_of(group)
         self.inside: str | None = None  # the sharded call that this rank is in, or failed in
-
-    @property
-    def is_needed(self) -> bool:
-        return self.world is not None
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """Around one request on every rank. Collective where it is needed, also when the request raises."""
+        """Around one request on every rank. Collective over the group, also when the request raises."""
         self.inside = None
         try:
             yield
         except PeerLeft:
             raise  # all ranks met already, and all raise
-        except Exception as error:
-            if self.inside is not None and self.is_needed:
+        except Exception as error:  # of any kind: the others wait at their next call, and have to hear of it
+            if self.inside is not None and self.size > 1:
                 raise TornApart(f"{type(error).__name__}: {error} (inside the sharded {self.inside})") from error
-            self._leave(error)
+            self._exchange(f"{_LEFT}{type(error).__name__}: {error}")
             raise
         self.meet(_END)
 
     def meet(self, place: str) -> None:
         """Wait for all ranks; raises PeerLeft on this one where another's request failed, OutOfStep where it went
         elsewhere. Collective."""
-        places = self._exchange(place)
-        left = [f"rank {rank} {other}" for rank, other in enumerate(places) if other.startswith(_LEFT)]
-        if left:
-            raise PeerLeft("; ".join(left))
-        if len(set(places)) > 1:
-            raise OutOfStep("; ".join(f"rank {rank} is at {other}" for rank, other in enumerate(places)))
+        places = self._together(place)
+        if len(set(places.values())) > 1:
+            raise OutOfStep("; ".join(f"rank {rank} is at {other}" for rank, other in places.items()))
 
-    def _leave(self, error: Exception) -> None:
-        self._exchange(f"{_LEFT}{type(error).__name__}: {error}")
+    def any(self, flag: bool, place: str) -> bool:
+        """Whether any rank says so. Collective; raises what `meet` raises."""
+        said = {f"{place}: {answer}": answer for answer in (True, False)}
+        places = self._together(f"{place}: {flag}")
+        if set(places.values()) - set(said):
+            raise OutOfStep("; ".join(f"rank {rank} is at {other}" for rank, other in places.items()))
+        return any(said[place] for place in places.values())
+
+    def _together(self, place: str) -> dict[int, str]:
+        """The place of each rank, by its number in the world."""
+        places = dict(zip(ranks_of(self.group), self._exchange(place), strict=True))
+        if left := [f"rank {rank} {other}" for rank, other in places.items() if other.startswith(_LEFT)]:
+            raise PeerLeft("; ".join(left))
+        return places
 
     def _exchange(self, place: str) -> list[str]:
-        """The places of all ranks; [place] where all are the same, which costs one small collective."""
-        if self.world is None:
-            return [place]
-        if len(set(gather_int(zlib.crc32(place.encode()), self.world.control))) == 1:
-            return [place]
-        return self.world.gather(place)
+        """The places of all ranks. Where all are the same, that costs one small collective."""
+        if len(set(gather_int(zlib.crc32(place.encode()), self.group))) == 1:
+            return [place] * self.size
+        return gather(place, self.group)

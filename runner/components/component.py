@@ -6,6 +6,7 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 import offload
@@ -53,7 +54,7 @@ class Component:
             return Placement(Share.shard, rest, found.shard, found.replicate, devices)
         rest = Rest.device
         if (offloader := offload.offloader_of(self.module)) is not None:
-            rest = Rest.disk if offloader.store.view(offload.OUTSIDE) is None else Rest.host
+            rest = Rest(offloader.store.rest)
         return Placement(Share.replicate, rest, 1, 1, devices)
 
     @property
@@ -68,14 +69,14 @@ class Component:
         offloader = offload.offloader_of(self.module)
         return offloader.bytes_bound - offloader.bytes_at_rest if offloader else 0
 
-    def bring_up_head(self) -> None:
+    def prefetch(self) -> None:
         """Start to fetch the blocks that an offloaded component will run first. Returns at once."""
         if (offloader := offload.offloader_of(self.module)) is not None:
             offloader.prefetch_head()
 
-    def put_down(self) -> None:
+    def release(self) -> None:
         """Free the weights that calls brought up, if any moved. Not a collective."""
-        if self.is_sharded:
+        if isinstance(self.module, FSDPModule):
             sharding.reshard(self.module)
         elif (offloader := offload.offloader_of(self.module)) is not None:
             offloader.end()

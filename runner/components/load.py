@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
 import offload
@@ -18,8 +17,8 @@ from runner.components.component import METHODS
 from runner.components.skeleton import dtype_plan, skeleton, stored_name
 from runner.config import KNOBS, MeshConfig, PlacementConfig, Rest, RunConfig, Share
 from runner.errors import UserError
-from runner.world import World
-from weights.agreement import node_group, size_of
+from runner.world import World, has_collectives
+from weights.agreement import Group, group_of, node_group, size_of
 from weights.checkpoint import CheckpointError, KeysDiffer
 
 T = TypeVar("T")
@@ -36,10 +35,13 @@ class Loading:
 
 @dataclass(frozen=True)
 class Groups:
-    """Who shares weights with whom: the mesh of sharded components, and the ranks that map one node's host memory."""
+    """Who shares weights with whom: the mesh of sharded components, for messages between those that hold one copy of
+    them, and the ranks that map one node's host memory. `engine` brings the blocks of all offloaded components."""
 
     mesh: DeviceMesh | None = None
-    node: ProcessGroup | None = None
+    in_step: Group = None
+    node: Group = None
+    engine: offload.CopyEngine | None = None
 
 
 def placement_of(name: str, config: RunConfig) -> PlacementConfig:
@@ -64,10 +66,26 @@ def build_groups(config: RunConfig, modules: Sequence[str], world: World) -> Gro
     """What the placements of these components need. Collective. A mesh that is configured is checked in any case."""
     placements = [placement_of(name, config) for name in modules]
     sharded = any(placement.share is Share.shard for placement in placements)
+    if sharded and not has_collectives(world.device):
+        raise UserError(f"share=shard: torch has no collectives on {world.device.type}; use share=replicate")
     configured = config.mesh.shard is not None or config.mesh.replicate is not None
     mesh = world.agreed(lambda: _mesh(config.mesh, world)) if sharded or configured else None
-    on_host = any(p.share is Share.replicate and p.rest is Rest.host for p in placements)
-    return Groups(mesh if sharded else None, node_group() if on_host and world.size > 1 else None)
+    offloaded = [p for p in placements if p.share is Share.replicate and p.rest is not Rest.device]
+    on_host = any(placement.rest is Rest.host for placement in offloaded)
+    return Groups(
+        mesh if sharded else None,
+        _in_step(mesh, world) if mesh is not None and sharded else None,
+        node_group() if on_host and world.size > 1 else None,
+        offload.engine_for(world.device) if offloaded else None,
+    )
+
+
+def _in_step(mesh: DeviceMesh, world: World) -> Group:
+    """The ranks that hold one copy, consecutive ones as `build_mesh` makes them."""
+    size = mesh.shape[-1]
+    if size == world.size:
+        return world.control
+    return group_of([range(first, first + size) for first in range(0, world.size, size)])
 
 
 def _mesh(mesh: MeshConfig, world: World) -> DeviceMesh:
@@ -139,7 +157,12 @@ def _load_sharded(
     module = world.agreed(lambda: _placed(folder, lambda: shard(empty(cls, folder, dtype))))
     try:
         report = sharding.load_sharded(
-            module, folder, device=world.device, offload_to_host=to_host, rename=stored_name(module)
+            module,
+            folder,
+            device=world.device,
+            offload_to_host=to_host,
+            rename=stored_name(module),
+            group=world.control,
         )
         how, bytes_read = "each rank its slices", report.bytes_read
     except KeysDiffer as difference:
@@ -177,7 +200,9 @@ def _load_offloaded(
             return store, f"whole, by its library on one rank a node: {difference}"
 
     store, how = world.agreed(lambda: _placed(folder, filled))
-    place = partial(offload.offload, module, store, device=world.device, entry_points=entry_points)
+    place = partial(
+        offload.offload, module, store, device=world.device, engine=groups.engine, entry_points=entry_points
+    )
     window: Any = placement.window
     world.agreed(lambda: _placed(folder, lambda: place(window=window, resident_blocks=placement.resident_blocks)))
     return module, how, 0 if placement.rest is Rest.disk else _stored_bytes(folder) // size_of(groups.node)

@@ -15,6 +15,7 @@ import sharding
 from runner.components.component import Component
 from runner.config import Leave
 from weights.modes import normal_mode
+from weights.overrides import may_move_weights
 
 # What INFERENCE is on each device type. torch_npu has no inference mode.
 _INFERENCE: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
@@ -110,7 +111,7 @@ def _unknown_wrapper(module: nn.Module) -> str | None:
     """Anything on a plain module that could move its weights: hooks, a replaced forward, unusual tensors."""
     for name, inner in module.named_modules():
         where = name or "the component"
-        for hook in (*inner._forward_pre_hooks.values(), *inner._forward_hooks.values()):
+        for hook in filter(may_move_weights, (*inner._forward_pre_hooks.values(), *inner._forward_hooks.values())):
             return f"the forward hook {getattr(hook, '__qualname__', type(hook).__name__)} on {where}"
         if "forward" in vars(inner):
             return f"the forward of {where} was replaced on the instance"

@@ -3,43 +3,40 @@
 import errno
 import os
 import socket
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 
-from offload import StoreError
-from runner.calls.boundary import Timings
-from runner.calls.lockstep import TornApart
+from runner.errors import JobFault
+from runner.progress import Progress
 from weights.agreement import this_node
+from weights.weight_file import StoreError
 
 DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.EMFILE, errno.ENFILE})
 
 
-@dataclass
-class Activity:
-    """What this rank is doing, for its last words. The main thread writes it, the watch reads it."""
+@dataclass(frozen=True)
+class Status:
+    """Where a rank is, and for how many seconds it has not got on, as its heartbeats tell."""
 
-    rank: int
+    rank: int = -1
+    host: str = "?"
+    pid: int = 0
+    node: str = ""
     stage: str = "start"
-    request: str | None = None  # id and prompt, while one is being made
-    wave: list[str] = field(default_factory=list)  # ids of the wave in progress, of all ranks
-    pardoned: bool = False  # the wave's try does not count: the job is asked to stop
-    timings: Timings | None = None
+    component: str | None = None
+    request: str | None = None
+    prompt: str | None = None
+    standstill: float = 0.0
 
-    def status(self) -> dict[str, Any]:
-        stage, component = self.stage, None
-        if self.request is not None and self.timings is not None and self.timings.current is not None:
-            stage, component = self.timings.current
-        who = {"rank": self.rank, "host": socket.gethostname(), "pid": os.getpid(), "node": this_node()}
-        return {**who, "stage": stage, "component": component, "request": self.request}
-
-    def progress(self) -> tuple[Any, ...]:
-        """Changes whenever this rank gets on."""
-        calls = sum(self.timings.calls.values()) if self.timings is not None else 0
-        return self.stage, self.request, calls
+    @classmethod
+    def of(cls, progress: Progress, standstill: float = 0.0) -> "Status":
+        """Of this rank."""
+        who = (progress.rank, socket.gethostname(), os.getpid(), this_node())
+        request = progress.request
+        prompt = None if request is None else str(request.prompt)[:60]
+        id = None if request is None else request.id
+        return cls(*who, progress.stage, progress.component, id, prompt, standstill)
 
 
 @dataclass(frozen=True)
@@ -51,44 +48,31 @@ class Fault:
     stage: str
     component: str | None
     request: str | None
+    prompt: str | None
     cause: str
     by_request: bool  # whether the request may have brought it about: then the try counts against it
 
     @classmethod
-    def of(cls, status: Mapping[str, Any], cause: str, *, by_request: bool) -> "Fault":
-        return cls(
-            status.get("rank", -1),
-            status.get("host", "?"),
-            status.get("stage", "start"),
-            status.get("component"),
-            status.get("request"),
-            cause,
-            by_request,
-        )
+    def at(cls, status: Status, cause: str, *, by_request: bool) -> "Fault":
+        place = (status.rank, status.host, status.stage, status.component, status.request, status.prompt)
+        return cls(*place, cause, by_request)
 
     def line(self) -> str:
         where = self.stage if self.component is None else f"{self.stage}/{self.component}"
-        request = f", request {self.request}" if self.request else ""
+        request = f", request {self.request} {self.prompt!r}" if self.request else ""
         return f"fault: rank {self.rank} on {self.host}, {where}{request}: {self.cause}"
 
 
-def fault_of(error: BaseException, status: Mapping[str, Any]) -> Fault:
+def fault_of(error: BaseException, status: Status) -> Fault:
     """The fault that an exception in the main thread is."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    return Fault.of(status, text[:500], by_request=not (is_disk(error) or isinstance(error, StoreError)))
+    return Fault.at(status, text[:500], by_request=not (is_disk(error) or isinstance(error, StoreError | JobFault)))
 
 
 def is_disk(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in DISK
 
 
-def ends_the_job(error: BaseException) -> bool:
-    """What is not one request's failure: the next request would meet it too, or the other ranks are hit already."""
-    return is_disk(error) or isinstance(
-        error, MemoryError | torch.OutOfMemoryError | dist.DistError | StoreError | TornApart
-    )
-
-
-def may_be_an_echo(error: BaseException) -> bool:
-    """Whether another rank may be the cause: gloo reports a lost peer and a timeout as a plain RuntimeError."""
+def may_come_from_another_rank(error: BaseException) -> bool:
+    """gloo reports a lost peer and a timeout as a plain RuntimeError."""
     return isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError)

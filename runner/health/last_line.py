@@ -1,88 +1,93 @@
 """What is said and written when a run ends without getting to its report."""
 
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from runner.errors import ExitCode
-from runner.health.fault import Activity, Fault
+from runner.health.fault import Fault
+from runner.health.stderr import say
 from runner.output.manifest import Manifest
 from runner.output.run_file import RunFile
+from runner.progress import Progress
 
 SECONDS = 5.0  # a network file system may be what was lost
 
 
-class LastWords:
-    """One line on stderr, run.json, and whose try it was."""
+class LastLine:
+    """One line on stderr, run.json, and whose try does not count. `run_file` is None until there is a folder."""
 
-    def __init__(self, run_file: RunFile) -> None:
+    def __init__(self, progress: Progress, run_file: RunFile | None = None) -> None:
         self.run_file = run_file
-        self.manifest = Manifest(run_file.path.parent)
+        self._progress = progress
+        self._is_wave_withdrawn = False
 
-    def fault(self, fault: Fault, activity: Activity, *, as_rank_0: bool) -> None:
+    def fault(self, fault: Fault, *, as_rank_0: bool) -> None:
         """Other ranks speak only for a rank 0 that cannot, and only one of them."""
         claims: list[Path] = []
         if not as_rank_0 and not self._is_first(claims):
             return
         say(fault.line())
-        guilty = (fault.request or "").partition(" ")[0] if fault.by_request else ""
-        innocent = [id for id in activity.wave if id != guilty and not activity.pardoned]
+        counted = {fault.request} if fault.by_request else set()
+        withdrawn = [id for id in self._wave() if id not in counted]
 
         def write() -> None:
             # Both halves of a cut network speak; rank 0's word stays.
-            if as_rank_0 or not self.run_file.tells_of_fault():
-                self._write({"state": "fault", "exit_code": ExitCode.FAULT, "fault": asdict(fault)}, innocent)
+            if as_rank_0 or not (self.run_file and self.run_file.tells_of_fault()):
+                self._write({"state": "fault", "exit_code": ExitCode.FAULT, "fault": asdict(fault)}, withdrawn)
             for claim in claims:
                 claim.unlink()
 
         within(SECONDS, write)
 
-    def stopped(self, reason: str, activity: Activity) -> None:
+    def stopped(self, reason: str) -> None:
         """The wave in progress is given up."""
         say(f"stopped: {reason}; the wave in progress is given up, the same command goes on")
         news = {"state": "stopped", "exit_code": ExitCode.STOPPED, "stopped": reason}
-        within(SECONDS, lambda: self._write(news, [] if activity.pardoned else activity.wave))
+        within(SECONDS, lambda: self._write(news, self._wave()))
 
-    def pardon(self, activity: Activity) -> None:
+    def withdraw_wave(self) -> None:
         """The job is asked to stop: should the wave not get to its end, that is not its requests' doing.
 
         Written at once, as whoever asks may not wait: Slurm kills after KillWait, torchrun after its own timeout.
         """
-        activity.pardoned = True
-        within(SECONDS, lambda: self.manifest.withdraw(activity.wave))
+        wave, self._is_wave_withdrawn = self._wave(), True
+        if self.run_file is not None:
+            within(SECONDS, partial(Manifest(self.run_file.folder).withdraw, wave))
 
-    def _write(self, news: Mapping[str, Any], innocent: Sequence[str]) -> None:
+    def _wave(self) -> list[str]:
+        """The requests in progress whose try counts so far."""
+        return [] if self._is_wave_withdrawn else [request.id for request in self._progress.wave]
+
+    def _write(self, news: Mapping[str, Any], withdrawn: Sequence[str]) -> None:
+        if self.run_file is None:
+            return
         try:
             if self.run_file.is_ours():
                 self.run_file.write(news)
-                self.manifest.withdraw(innocent)
+                Manifest(self.run_file.folder).withdraw(withdrawn)
         except OSError as error:
-            say(f"cannot write {self.run_file.path}: {error}")
+            say(f"cannot write {self.run_file.folder.run_json}: {error}")
 
     def _is_first(self, claims: list[Path]) -> bool:
         """Whether no other rank has spoken; with the file that says so, which is to be removed."""
-        second: list[bool] = []
+        run_file, second = self.run_file, list[bool]()
+        if run_file is None:
+            return True
 
         def claim() -> None:
             try:
-                claims.append(self.run_file.claim())
+                claims.append(run_file.claim())
             except FileExistsError:
                 second.append(True)
             except OSError as error:  # a full or lost disk: two lines are better than none
-                say(f"cannot write {self.run_file.path}: {error}")
+                say(f"cannot write {run_file.folder.run_json}: {error}")
 
         within(SECONDS, claim)
         return not second
-
-
-def say(line: str) -> None:
-    """On stderr, if it still takes anything: a log on the disk that is full must not keep the job from ending."""
-    with suppress(OSError, ValueError):
-        print(line, file=sys.stderr, flush=True)
 
 
 def within(seconds: float, action: Callable[[], None]) -> None:

@@ -15,10 +15,14 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from runner.errors import UserError
-from runner.world import World
+import torch.distributed as dist
 
-Message = dict[str, Any]
+from runner.errors import UserError
+from runner.health.fault import Status
+from runner.health.messages import Message, decode, encode
+from runner.world import World
+from weights.agreement import from_first, on_all_ranks
+
 CONNECT_SECONDS = 10.0
 JOIN_SECONDS = 60.0
 
@@ -30,7 +34,7 @@ class Link:
         self.peer = peer
         self.heard = time.monotonic()  # when the peer last said anything
         self.said_bye = False
-        self.status: Message = {}
+        self.status = Status(rank=peer)
         self._socket = connection
         self._buffer = b""
         connection.setblocking(False)
@@ -41,7 +45,7 @@ class Link:
     def send(self, message: Message) -> None:
         """Best effort: what a stopped or dead peer does not take is lost on it anyway."""
         try:
-            self._socket.sendall(json.dumps(message).encode() + b"\n")
+            self._socket.sendall(encode(message))
         except OSError:
             return
 
@@ -57,7 +61,7 @@ class Link:
             return None
         self.heard = time.monotonic()
         *lines, self._buffer = (self._buffer + data).split(b"\n")
-        return [json.loads(line) for line in lines]
+        return [message for message in map(decode, lines) if message is not None]
 
     def close(self) -> None:
         self._socket.close()
@@ -85,11 +89,12 @@ def connect(world: World) -> list[Link]:
     listener = socket.create_server(("", 0), backlog=world.size) if world.rank == 0 else None
     token = secrets.token_hex(16)
     offer = (_addresses(), listener.getsockname()[1], token) if listener else None
-    addresses, port, token = world.gather(offer)[0] or ([], 0, "")
+    # In the group that gives up on a rank that does not come: nobody watches yet.
+    addresses, port, token = from_first(offer, dist.group.WORLD)
     if listener is None:
-        return [world.agreed(lambda: _join(addresses, port, token, world.rank))]
+        return [on_all_ranks(lambda: _join(addresses, port, token, world.rank), dist.group.WORLD)]
     with listener:
-        return world.agreed(lambda: list(_admit(listener, token, world.size)))
+        return on_all_ranks(lambda: list(_admit(listener, token, world.size)), dist.group.WORLD)
 
 
 def _addresses() -> list[str]:
@@ -137,12 +142,13 @@ def _admit(listener: socket.socket, token: str, size: int) -> Iterator[Link]:
             connection, _ = listener.accept()
             connection.settimeout(CONNECT_SECONDS)
             hello = json.loads(connection.makefile().readline(256) or "{}")
+            known = isinstance(hello, dict) and hello.get("token") == token
         except TimeoutError:
             missing = sorted(set(range(1, size)) - set(links))
             raise UserError(f"rank(s) {missing} did not reach rank 0; let the nodes connect to each other") from None
         except (OSError, ValueError):
             continue
-        if hello.get("token") != token:
+        if not known:
             connection.close()
             continue
         connection.sendall(b"\n")

@@ -4,7 +4,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from runner.health.torchrun import DEATH_SIGNAL
@@ -56,13 +56,18 @@ class Inbox:
 
 
 class StopFile:
-    """A file that asks the job to stop; taken away once it is heeded, so that the next run does not stop too."""
+    """A file that asks the job to stop; removed once it is heeded, so that the next run does not stop too.
 
-    def __init__(self, path: Path) -> None:
+    `path` is None until the job knows its output folder. A folder of that name asks for nothing.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
         self.path = path
 
     def is_there(self) -> bool:
-        return os.path.lexists(self.path)
+        return self.path is not None and os.path.lexists(self.path) and not self.path.is_dir()
 
-    def take_away(self) -> None:
-        self.path.unlink(missing_ok=True)
+    def remove(self) -> None:
+        if self.path is not None and self.is_there():
+            with suppress(OSError):  # the job is made; a file that cannot be removed stops the next one, and says so
+                self.path.unlink()

@@ -5,6 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
+
+from runner.errors import JobFault
 
 SECONDS = 8  # what an agent needs to end by itself is 2 to 4
 # Of the agent's death. One that nobody else sends, and that ends the process while nothing handles it.
@@ -21,10 +24,24 @@ def end_with_agent() -> None:
 
     torchrun's workers outlive an agent that is killed; before the watch runs, they would wait for each other for
     minutes. The signal comes when the agent's first thread is gone, up to a second before the parent's id changes.
+    Raises JobFault where the agent is gone already.
     """
     if agent_pid() is not None and sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, DEATH_SIGNAL)
+        if _is_orphan():  # of an agent that was gone before: the kernel has nothing to tell
+            raise JobFault("its torchrun agent is gone")
+
+
+def _is_orphan() -> bool:
+    """Whether the parent is the system's first process, and that is no torchrun (as it is in some containers)."""
+    if os.getppid() != 1:
+        return False
+    try:
+        command = Path("/proc/1/cmdline").read_bytes()
+    except OSError:
+        return False
+    return b"torch" not in command and b"accelerate" not in command
 
 
 def end_agent_later(agent: int | None) -> None:

@@ -2,9 +2,9 @@
 
 [Note: how a job ends]
 The main thread of a rank is often inside a call that will not return: a collective that waits for a dead peer, a
-kernel, a dead file system. So whoever notices tells rank 0 over a link of its own (runner/links.py), rank 0 says and
-writes the one last line, tells every rank to end, and each ends by `os._exit` from this thread. When rank 0 is the one
-that is lost, each other rank sees that itself, and one of them speaks.
+kernel, a dead file system. So whoever notices tells rank 0 over a link of its own (links.py), rank 0 says and writes
+the one last line, tells every rank to end, and each ends by `os._exit` from this thread. When rank 0 is the one that is
+lost, each other rank sees that itself, and one of them speaks.
 """
 
 import os
@@ -14,23 +14,24 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any, NoReturn, TypeVar
+from dataclasses import dataclass
+from typing import NoReturn, TypeVar
 
-from runner.calls.boundary import Timings
 from runner.errors import ExitCode, UserError
 from runner.health.diagnosis import SILENCE, deaf_ranks, kill_here, silent_rank, stuck_rank
-from runner.health.fault import Activity, Fault, fault_of, may_be_an_echo
-from runner.health.last_line import LastWords, say
-from runner.health.links import Link, Message, Waiting, connect
+from runner.health.fault import Fault, Status, fault_of, may_come_from_another_rank
+from runner.health.last_line import LastLine
+from runner.health.links import Link, Waiting, connect
+from runner.health.messages import Bye, End, Heartbeat, Message, Report, Stop
+from runner.health.stderr import say
 from runner.health.stop import Inbox, StopFile
 from runner.health.torchrun import DEATH_SIGNAL, agent_pid, end_agent_later
+from runner.progress import WAITING, Progress
 from runner.world import World
 
 T = TypeVar("T")
 TICK = 0.5  # seconds between two looks
-ECHO = 1.5  # seconds that a failed collective waits for news of who is to blame
-WAITING = "waiting"  # for the other ranks of the wave
+ECHO = 1.5  # seconds that a failed collective waits for news of its cause on another rank
 ANSWER = 8.0  # seconds that a rank waits for rank 0 to end the job before it speaks itself
 
 
@@ -41,50 +42,38 @@ class Limits:
 
 
 class Watch:
-    """This rank's watch. The main thread says what it does and asks whether to stop; the rest is the thread's."""
+    """This rank's watch: reads `progress`, which the main thread writes, and the links to other ranks."""
 
     def __init__(
-        self, world: World, links: list[Link], inbox: Inbox, limits: Limits, words: LastWords, stop_file: StopFile
+        self,
+        world: World,
+        progress: Progress,
+        links: list[Link],
+        inbox: Inbox,
+        limits: Limits,
+        last_line: LastLine,
+        stop_file: StopFile,
     ) -> None:
-        self.activity = Activity(world.rank)
         self.stop_reason: str | None = None
+        self.progress, self.last_line, self.stop_file = progress, last_line, stop_file
         self._world, self._links, self._inbox, self._limits = world, links, inbox, limits
-        self._words, self._stop_file = words, stop_file
         self._agent = agent_pid()
         self._interrupts = 0
         self._deadline = float("inf")
-        self._failure: tuple[float, Fault, bool] | None = None  # when, what, whether others may be to blame
+        self._failure: tuple[float, Fault, bool] | None = None  # when, what, whether another rank may be the cause
         self._unanswered: Fault | None = None  # rank 0 was told of it, and has not ended the job yet
         self._told = 0.0
-        self._progress: tuple[tuple[Any, ...], float] = ((), time.monotonic())
+        self._got_on: tuple[tuple[object, ...], float] = ((), time.monotonic())
         self._waiting = Waiting([inbox, *links])
-        self._closed = threading.Event()
+        self._closed: float | None = None  # when the main thread was done
         self._said_bye = False
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     # What the main thread calls.
 
     def start(self) -> None:
+        self.progress.listener = self._inbox.poke  # so that the others know, should it be this rank's last request
         self._thread.start()
-
-    def doing(self, stage: str) -> None:
-        self.activity.stage = stage
-
-    def making(self, request: str, timings: Timings) -> None:
-        """From now on this rank makes a request (its id, then its prompt), until `waiting` or its end."""
-        self.activity.timings, self.activity.request, self.activity.stage = timings, request, "start"
-        self._inbox.poke()  # so that the others know, should it be this rank's last
-
-    def waiting(self) -> None:
-        """For the other ranks of the wave."""
-        self.activity.request, self.activity.stage = None, WAITING
-
-    @contextmanager
-    def wave(self, ids: list[str]) -> Iterator[None]:
-        """A wave of these requests, on all ranks, is being made and recorded."""
-        self.activity.wave = ids
-        yield
-        self.activity.wave = []
 
     def until_stopped(self, waves: Iterable[T]) -> Iterator[T]:
         """The waves, until any rank has been asked to stop: all ranks leave before the same one. Collective."""
@@ -96,22 +85,22 @@ class Watch:
 
     def fail(self, error: BaseException) -> NoReturn:
         """End the job, on every rank."""
-        fault = fault_of(error, self.activity.status())
+        fault = fault_of(error, Status.of(self.progress))
         if self._world.size == 1:
-            self._words.fault(fault, self.activity, as_rank_0=True)
+            self.last_line.fault(fault, as_rank_0=True)
             raise SystemExit(ExitCode.FAULT)
-        self._failure = (time.monotonic(), fault, may_be_an_echo(error))
+        self._failure = (time.monotonic(), fault, may_come_from_another_rank(error))
         self._inbox.poke()
         self._thread.join()
         raise AssertionError("the watch ends the process")
 
     def close(self) -> None:
-        """This rank is done. Waits until all are."""
-        self._closed.set()
+        """This rank is done. Waits until all are, as long as a rank may be silent."""
+        self._closed = time.monotonic()
         self._inbox.poke()
         self._thread.join()
         if self.stop_reason is not None and self._world.rank == 0:
-            self._stop_file.take_away()
+            self.stop_file.remove()
 
     # What the thread does.
 
@@ -140,15 +129,18 @@ class Watch:
     def _beat(self) -> None:
         """Tell where this rank is. By the clock and by the main thread, never in answer: beats would answer beats."""
         if not self._said_bye:
-            self._tell({"at": {**self.activity.status(), "still": self._standstill()}})
+            self._tell(Heartbeat(self._status()))
 
     def _all_have_said_bye(self) -> bool:
         """Nobody leaves before all have said bye, and bye is the last thing said: a connection that is closed with
         something unread is reset, and the other end loses what it has not read yet."""
-        if self._closed.is_set() and not self._said_bye:
-            self._tell({"bye": True})
+        if self._closed is None:
+            return False
+        if not self._said_bye:
+            self._tell(Bye())
             self._said_bye = True
-        return self._said_bye and all(link.said_bye for link in self._links)
+        late = time.monotonic() - self._closed > self._limits.timeout
+        return late or all(link.said_bye for link in self._links)
 
     def _heed_signals(self) -> None:
         for received in self._inbox.signals():
@@ -167,26 +159,26 @@ class Watch:
             self._waiting.leave_out(link)
             if not link.said_bye:
                 cause = "its process ended without a word (killed, out of memory, or crashed)"
-                self._end(Fault.of(link.status, cause, by_request=True))
+                self._end(Fault.at(link.status, cause, by_request=True))
             return
         for message in messages:
             self._heed(link, message)
 
     def _heed(self, link: Link, message: Message) -> None:
-        if "at" in message:
-            link.status = message["at"]
-        if "bye" in message:
-            link.said_bye = True
-        if "stop" in message:
-            self._stop(message["stop"])
-        if "fault" in message:
-            fault = Fault(**message["fault"])
-            self._end(self._blame(fault) if message["echo"] else fault)
-        if "end" in message:
-            if self._world.rank == 0 and message["end"] == ExitCode.STOPPED:
-                self._give_up("another rank could not wait")
-            kill_here(message.get("kill", ()))
-            self._exit(message["end"])
+        match message:
+            case Heartbeat(status):
+                link.status = status
+            case Bye():
+                link.said_bye = True
+            case Stop(reason):
+                self._stop(reason)
+            case Report(fault, is_echo):
+                self._end(self._cause(fault) if is_echo else fault)
+            case End(code, deaf):
+                if self._world.rank == 0 and code == ExitCode.STOPPED:
+                    self._give_up("another rank could not wait")
+                kill_here(deaf)
+                self._exit(code)
 
     def _tell(self, message: Message) -> None:
         for link in self._links:
@@ -196,70 +188,69 @@ class Watch:
         if self.stop_reason is None:
             self.stop_reason = reason
             self._deadline = time.monotonic() + self._limits.grace
-            self._tell({"stop": reason})  # rank 0 passes it on
+            self._tell(Stop(reason))  # rank 0 passes it on
             if self._world.rank == 0:
-                self._words.pardon(self.activity)
+                self.last_line.withdraw_wave()
 
-    def _standstill(self) -> float:
-        """Seconds since this rank got on. Loading may take its time, and who waits for another rank is not stuck."""
-        now, progress = time.monotonic(), self.activity.progress()
-        if progress != self._progress[0] or not self.activity.wave or self.activity.stage == WAITING:
-            self._progress = (progress, now)
-        return now - self._progress[1]
+    def _status(self) -> Status:
+        """Loading may take its time, and who waits for another rank does not stand still by itself."""
+        now, position = time.monotonic(), self.progress.position()
+        if position != self._got_on[0] or not self.progress.wave or self.progress.stage == WAITING:
+            self._got_on = (position, now)
+        return Status.of(self.progress, now - self._got_on[1])
 
     def _check(self) -> None:
         now = time.monotonic()
         if self._agent is not None and os.getppid() != self._agent:
             self._lose_agent()
         if self._failure is not None:
-            when, fault, echo = self._failure
-            if now - when > (ECHO if echo else 0):
-                self._fail_here(fault, echo=echo)
-        if self._world.rank == 0 and self.stop_reason is None and self._stop_file.is_there():
-            self._stop(f"the stop file {self._stop_file.path}")
+            when, fault, is_echo = self._failure
+            if now - when > (ECHO if is_echo else 0):
+                self._fail_here(fault, is_echo=is_echo)
+        if self._world.rank == 0 and self.stop_reason is None and self.stop_file.is_there():
+            self._stop(f"the stop file {self.stop_file.path}")
         if now > self._deadline + (0 if self._world.rank == 0 else ANSWER):
             self._give_up(f"{self.stop_reason}, and {self._limits.grace:g} s of grace")
         if self._unanswered is not None and now - self._told > ANSWER:
-            self._end(self._blame(self._unanswered))
-        if (suspect := self._suspect(self._limits.timeout, self._limits.timeout)) is not None:
-            self._end(suspect)
+            self._end(self._cause(self._unanswered))
+        if (fault_seen := self._lost_rank(self._limits.timeout, self._limits.timeout)) is not None:
+            self._end(fault_seen)
 
     def _lose_agent(self) -> None:
         """torchrun leaves its workers behind when it is killed, and when it is interrupted twice."""
         if self.stop_reason is not None:
             self._give_up(f"{self.stop_reason}, and its torchrun agent did not wait")
-        self._fail_here(Fault.of(self.activity.status(), "its torchrun agent is gone", by_request=False))
+        self._fail_here(Fault.at(Status.of(self.progress), "its torchrun agent is gone", by_request=False))
 
-    def _suspect(self, silence: float, standstill: float) -> Fault | None:
-        """Rank 0 judges all; the others can see only that rank 0 is lost."""
+    def _lost_rank(self, silence: float, standstill: float) -> Fault | None:
+        """Rank 0 sees what all say; the others can see only that rank 0 is lost."""
         if (silent := silent_rank(self._links, silence)) is not None or self._world.rank != 0 or not self._links:
             return silent
-        states = [link.status for link in self._links if not link.said_bye]
-        return stuck_rank([*states, {**self.activity.status(), "still": self._standstill()}], standstill)
+        return stuck_rank([self._status(), *(link.status for link in self._links if not link.said_bye)], standstill)
 
-    def _blame(self, fault: Fault) -> Fault:
-        """A failed collective is blamed on the rank that failed to come, where that can be seen."""
-        return self._suspect(SILENCE, self._limits.timeout / 2) or fault
+    def _cause(self, fault: Fault) -> Fault:
+        """A collective fails because of the rank that did not come to it, where that can be seen."""
+        return self._lost_rank(SILENCE, self._limits.timeout / 2) or fault
 
-    def _fail_here(self, fault: Fault, *, echo: bool = False) -> None:
+    def _fail_here(self, fault: Fault, *, is_echo: bool = False) -> None:
         if self._world.rank == 0:
-            self._end(self._blame(fault) if echo else fault)
+            self._end(self._cause(fault) if is_echo else fault)
         elif self._unanswered is None:
             self._unanswered, self._told = fault, time.monotonic()
-            self._tell({"fault": asdict(fault), "echo": echo})
+            self._tell(Report(fault, is_echo))
 
     def _end(self, fault: Fault) -> NoReturn:
         """By rank 0 for all, or by any other when rank 0 itself is lost."""
-        self._words.fault(fault, self.activity, as_rank_0=self._world.rank == 0)
+        self.last_line.fault(fault, as_rank_0=self._world.rank == 0)
         deaf = deaf_ranks(self._links)
-        self._tell({"end": int(ExitCode.FAULT), "kill": deaf})
+        self._tell(End(ExitCode.FAULT, deaf))
         kill_here(deaf)
         self._exit(ExitCode.FAULT)
 
     def _give_up(self, reason: str) -> NoReturn:
         if self._world.rank == 0:
-            self._words.stopped(reason, self.activity)
-        self._tell({"end": int(ExitCode.STOPPED)})
+            self.last_line.stopped(reason)
+        self._tell(End(ExitCode.STOPPED))
         self._exit(ExitCode.STOPPED)
 
     def _exit(self, code: int) -> NoReturn:
@@ -271,18 +262,20 @@ class Watch:
 
 
 @contextmanager
-def watching(world: World, words: LastWords, limits: Limits, stop_file: StopFile) -> Iterator[Watch]:
+def watching(
+    world: World, progress: Progress, last_line: LastLine, limits: Limits, stop_file: StopFile
+) -> Iterator[Watch]:
     """A watch over this block: an exception in it, a lost or a stuck rank ends the job on every rank. Collective."""
     inbox = Inbox()
     with inbox.catching():
-        watch = Watch(world, connect(world), inbox, limits, words, stop_file)
+        watch = Watch(world, progress, connect(world), inbox, limits, last_line, stop_file)
         watch.start()
         try:
             yield watch
         except UserError:
             watch.close()
             raise
-        except Exception as error:
+        except Exception as error:  # of any kind: the other ranks must not wait for this one
             say("".join(traceback.format_exception(error)))
             watch.fail(error)
         watch.close()

@@ -1,63 +1,81 @@
-"""Requests in waves: in each wave every rank makes one, alike where the ranks must stay in lockstep."""
+"""Requests in waves: in each wave every team makes one, alike where teams must stay in step."""
 
 import json
 from collections import deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any
+
+from runner.request import Request
 
 
-class _HasCall(Protocol):
-    @property
-    def call(self) -> Mapping[str, Any]: ...
+@dataclass(frozen=True)
+class Task:
+    """What a team does in a wave. `is_filler`: the result is dropped, the ranks in step with it need its forwards.
+    `is_alone`: the teams in step with this one make no other request."""
 
-    @property
-    def lora(self) -> Mapping[str, float]: ...
+    request: Request
+    is_filler: bool = False
+    is_alone: bool = False
 
 
-R = TypeVar("R", bound=_HasCall)
+Wave = Sequence[Task | None]
+"""A task for each team, by its index; None where a team, and all that keep in step with it, have nothing to do."""
 
 
-class Waves(Generic[R]):
-    """Hands out waves of up to `size` requests, in the requests' order; with `lockstep`, of requests that are alike.
+class Waves:
+    """Hands out requests in their order, a wave at a time.
 
-    A wave with fewer requests than ranks is to be filled up with repetitions whose results are dropped.
+    `groups` are the sizes of the groups of teams that keep in step, in the order of the teams: one team each where no
+    weights are sharded, all of them where all ranks share one copy, something between with several sharded copies.
+    Requests that go to one group are alike. Groups do not wait for each other within a wave. A wave has one set of
+    adapters, since weights may be one copy for all ranks of a node.
     """
 
-    def __init__(self, requests: Sequence[R], size: int, *, lockstep: bool) -> None:
-        self.size = size
-        self._lockstep = lockstep
-        self._groups: dict[Hashable, deque[R]] = {}
-        self._alone: deque[R] = deque()
+    def __init__(self, requests: Sequence[Request], groups: Sequence[int]) -> None:
+        self._sizes = groups
+        self._kinds: dict[Hashable, deque[Request]] = {}
+        self._alone: deque[Request] = deque()
         for request in requests:
-            self._group(request).append(request)
+            self._kind(request).append(request)
 
-    def __iter__(self) -> Iterator[list[R]]:
-        while wave := self.next():
+    def __iter__(self) -> Iterator[Wave]:
+        while any(wave := self.next()):
             yield wave
 
-    def next(self) -> list[R]:
-        """The next wave; empty when nothing is left."""
-        if self._alone:
-            return [self._alone.popleft()]
-        while self._groups:
-            key, group = next(iter(self._groups.items()))
-            if group:
-                return [group.popleft() for _ in range(min(self.size, len(group)))]
-            del self._groups[key]
-        return []
+    def next(self) -> Wave:
+        """The next wave; of idle teams only when nothing is left."""
+        taken = [[self._alone.popleft()]] if self._alone else self._take()
+        wave: list[Task | None] = []
+        for size, requests in zip(self._sizes, [*taken, *([[]] * len(self._sizes))], strict=False):
+            filler = Task(requests[0], is_filler=True) if requests else None
+            tasks = [Task(request, is_alone=len(requests) == 1) for request in requests]
+            wave += [*tasks, *[filler] * (size - len(tasks))]
+        return wave
 
-    def again(self, requests: Sequence[R], *, alone: bool = False) -> None:
+    def again(self, requests: Sequence[Request], *, alone: bool = False) -> None:
         """Take back requests that a wave could not finish; `alone` puts each in a wave of its own."""
         if alone:
             self._alone.extend(requests)
         else:
             for request in reversed(requests):
-                self._group(request).appendleft(request)
+                self._kind(request).appendleft(request)
 
-    def _group(self, request: R) -> deque[R]:
-        # Weights may be one copy for several ranks, so a wave has one set of adapters, in one order.
-        key = (alike_key(request.call) if self._lockstep else None, tuple(request.lora.items()))
-        return self._groups.setdefault(key, deque())
+    def _take(self) -> list[list[Request]]:
+        """For each group, as long as there are any, requests of one kind; all with the adapters of the first."""
+        taken: list[list[Request]] = []
+        for size in self._sizes:
+            adapters = taken and tuple(taken[0][0].lora.items())
+            kind = next((k for k in self._kinds.values() if not taken or tuple(k[0].lora.items()) == adapters), None)
+            if kind is None:
+                break
+            taken.append([kind.popleft() for _ in range(min(size, len(kind)))])
+            self._kinds = {key: kind for key, kind in self._kinds.items() if kind}
+        return taken
+
+    def _kind(self, request: Request) -> deque[Request]:
+        alike = alike_key(request.call) if max(self._sizes) > 1 else None
+        return self._kinds.setdefault((alike, tuple(request.lora.items())), deque())
 
 
 def alike_key(call: Mapping[str, Any]) -> str:

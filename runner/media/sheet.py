@@ -28,10 +28,18 @@ def contact_sheet(path: Path, pictures: Sequence[tuple[Path, str]], *, limit: in
     font = ImageFont.load_default(size=12)
     for index, (file, caption) in enumerate(shown):
         left, top = _GAP + index % columns * wide, _GAP + index // columns * high
-        thumb = _thumbnail(_first_frame(file))
-        sheet.paste(thumb, (left + (_CELL - thumb.width) // 2, top + (_CELL - thumb.height) // 2))
+        if (thumb := _thumbnail_of(file)) is not None:
+            sheet.paste(thumb, (left + (_CELL - thumb.width) // 2, top + (_CELL - thumb.height) // 2))
         draw.text((left, top + _CELL + 2), _cropped(caption, font), fill="black", font=font)
     write_whole(path, lambda temp: sheet.save(temp))
+
+
+def _thumbnail_of(file: Path) -> Image.Image | None:
+    """None where the file cannot be shown: moved, damaged or too large meanwhile. The others still are."""
+    try:
+        return _thumbnail(_first_frame(file))
+    except Exception:  # each format's reader raises kinds of its own
+        return None
 
 
 def _first_frame(file: Path) -> Image.Image:

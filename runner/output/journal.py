@@ -8,7 +8,7 @@ from typing import Any
 
 from runner.output.write import write_whole
 
-Line = Mapping[str, Any]
+JsonObject = Mapping[str, Any]
 
 
 class Journal:
@@ -26,13 +26,12 @@ class Journal:
         whole = [line for line in parsed if line is not None]
         return whole, len(parsed) - len(whole) + (rest != b"")
 
-    def append(self, lines: Iterable[Line]) -> None:
+    def append(self, lines: Iterable[JsonObject]) -> None:
         """In one write, so that lines of two processes do not mix."""
-        text = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines)
-        data = text.encode("utf-8", "replace")
+        data = _encoded(lines)
         if not data:
             return
-        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             while data:  # a disk that is nearly full takes a part, and raises the next time
                 data = data[os.write(file, data) :]
@@ -40,10 +39,15 @@ class Journal:
         finally:
             os.close(file)
 
-    def rewrite(self, lines: Iterable[Line]) -> None:
+    def rewrite(self, lines: Iterable[JsonObject]) -> None:
         """Exactly these lines, replaced whole."""
-        text = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines)
-        write_whole(self.path, lambda temp: temp.write_text(text, encoding="utf-8", errors="replace"))
+        data = _encoded(lines)
+        write_whole(self.path, lambda temp: temp.write_bytes(data))
+
+
+def _encoded(lines: Iterable[JsonObject]) -> bytes:
+    text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False, default=str) + "\n" for line in lines)
+    return text.encode("utf-8", "replace")
 
 
 def _object(text: bytes) -> dict[str, Any] | None:

@@ -2,99 +2,109 @@
 
 manifest.jsonl   a line for each finished request, written after its picture is whole on the disk
 failures.jsonl   a line for each failed try, with its reason
-attempts.jsonl   a line before each wave: whoever ends the job without a word has been tried too
+attempts.jsonl   a line before each wave: a request that ends the job without a word has been tried too
 
 Rank 0 reads and writes; the other ranks are told what it read, so that a slow network file system cannot show two ranks
 two states.
 """
 
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from runner.output.journal import Journal, Line
-
-IMAGES = "images"
+from runner.output.folder import Folder
+from runner.output.journal import Journal, JsonObject
+from runner.output.lines import Failure, ManifestLine
 
 
 @dataclass(frozen=True)
 class State:
     """What a folder knows: the manifest line of each finished request, tries of each other, and its last failure."""
 
-    finished: Mapping[str, Line] = field(default_factory=dict)
+    finished: Mapping[str, ManifestLine] = field(default_factory=dict)
     attempts: Mapping[str, int] = field(default_factory=dict)
-    failures: Mapping[str, Line] = field(default_factory=dict)
+    failures: Mapping[str, Failure] = field(default_factory=dict)
     notes: Sequence[str] = ()  # what was repaired
 
 
 class Manifest:
-    """The folder's three journals."""
+    """The folder's three journals. `writes`: false on the ranks that only hear what is in them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Folder, *, writes: bool = True) -> None:
         self.folder = folder
-        self.finished = Journal(folder / "manifest.jsonl")
-        self.failures = Journal(folder / "failures.jsonl")
-        self.attempts = Journal(folder / "attempts.jsonl")
+        self._writes = writes
+        self._finished, self._failures = Journal(folder.manifest), Journal(folder.failures)
+        self._attempts = Journal(folder.attempts)
 
     def recover(self) -> State:
         """What a run that takes the folder over finds, after mending it. Only under the folder's lock.
 
-        Temporary files of a dead run go; so do torn lines, and the lines whose file is missing, cut short or altered:
-        those requests are made again.
+        Temporary files of a dead run go; so do damaged lines, and the lines whose file is missing, cut short or
+        altered: those requests are made again.
         """
         notes = [f"{len(stale)} temporary file(s) of a dead run removed"] if (stale := self._remove_stale()) else []
-        lines, torn = self.finished.lines()
-        kept = {str(line.get("id")): line for line in lines if is_whole(self.folder, line)}
+        objects, torn = self._finished.lines()
+        lines = [line for line in map(ManifestLine.from_json, objects) if line is not None]
+        torn += len(objects) - len(lines)
+        kept = {line.id: line for line in lines if is_whole(self.folder.path, line)}
         if torn or len(kept) < len(lines):
-            self.finished.rewrite(kept.values())
-        notes += [f"{torn} torn line(s) in {self.finished.path.name} removed"] if torn else []
-        lost = {str(line.get("id")) for line in lines} - set(kept)
+            self._finished.rewrite(line.to_json() for line in kept.values())
+        notes += [f"{torn} torn line(s) in {self._finished.path.name} removed"] if torn else []
+        lost = {line.id for line in lines} - set(kept)
         notes += [f"{len(lost)} finished file(s) missing or damaged; made again"] if lost else []
-        failures = self._mended(self.failures)
-        attempts: Counter[str] = Counter()
-        for line in self._mended(self.attempts):
-            attempts.update(line.get("started", ()))
-            attempts.subtract(line.get("withdrawn", ()))
-        return State(kept, dict(attempts), {line["id"]: line for line in failures if "id" in line}, notes)
+        failures = [line for line in map(Failure.from_json, _mended(self._failures)) if line is not None]
+        return State(kept, self._tries(), {line.id: line for line in failures}, notes)
 
     def begin(self, ids: Sequence[str]) -> None:
         """Before a wave: its requests are being tried."""
-        self.attempts.append([{"started": list(ids)}])
+        self._append(self._attempts, [{"started": list(ids)}])
 
     def withdraw(self, ids: Sequence[str]) -> None:
         """The try of these requests does not count: what ended it was not their doing."""
-        if ids:
-            self.attempts.append([{"withdrawn": list(ids)}])
+        self._append(self._attempts, [{"withdrawn": list(ids)}] if ids else [])
 
-    def _mended(self, journal: Journal) -> list[dict[str, Any]]:
-        lines, torn = journal.lines()
-        if torn:
-            journal.rewrite(lines)
-        return lines
+    def record(self, made: Iterable[ManifestLine], failed: Iterable[Failure], attempts: Mapping[str, int]) -> None:
+        """What became of a wave, on the disk when this returns. `attempts`: tries of each request before this run."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%S")
+        counted = (replace(failure, attempts=attempts.get(failure.id, 0) + 1, time=now) for failure in failed)
+        self._append(self._finished, (line.to_json() for line in made))
+        self._append(self._failures, (failure.to_json() for failure in counted))
+
+    def _append(self, journal: Journal, lines: Iterable[JsonObject]) -> None:
+        if self._writes:
+            journal.append(lines)
+
+    def _tries(self) -> dict[str, int]:
+        attempts: Counter[str] = Counter()
+        for line in _mended(self._attempts):
+            attempts.update(_ids(line.get("started")))
+            attempts.subtract(_ids(line.get("withdrawn")))
+        return dict(attempts)
 
     def _remove_stale(self) -> list[Path]:
-        stale = [file for part in (self.folder, self.folder / IMAGES) for file in part.glob(".*.tmp*")]
+        stale = self.folder.temporary()
         for file in stale:
             file.unlink(missing_ok=True)
         return stale
 
 
-def is_whole(folder: Path, line: Line) -> bool:
+def is_whole(folder: Path, line: ManifestLine) -> bool:
     """Whether the line's file is the one that was written: as git does, by size and time, and by content if in doubt.
 
     A file of the right size and time is trusted unread, so that ten thousand cost no more than ten thousand `stat`s; a
     copied folder (all times differ) is read once at each start.
     """
+    path = folder / line.file
     try:
-        path = folder / line["file"]
         found = path.stat()
-        if found.st_size != line["bytes"]:
+        if found.st_size != line.bytes:
             return False
-        return found.st_mtime_ns == line["mtime_ns"] or file_hash(path) == line["file_sha256"]
-    except (OSError, KeyError, TypeError):
+        return found.st_mtime_ns == line.mtime_ns or file_hash(path) == line.file_sha256
+    except (OSError, ValueError):  # ValueError: a name that no file can have
         return False
 
 
@@ -109,7 +119,18 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def free_stems(stems: Iterable[tuple[str, str]], finished: Mapping[str, Line]) -> list[str]:
+def free_stems(stems: Iterable[tuple[str, str]], finished: Mapping[str, ManifestLine]) -> list[str]:
     """For each (id, stem) a stem that no finished request of another id has: prompt lists change, pictures stay."""
-    taken = {Path(str(line["file"])).stem: id for id, line in finished.items()}
+    taken = {Path(line.file).stem: id for id, line in finished.items()}
     return [stem if taken.get(stem, id) == id else f"{stem}-{id[:8]}" for id, stem in stems]
+
+
+def _mended(journal: Journal) -> list[dict[str, Any]]:
+    lines, torn = journal.lines()
+    if torn:
+        journal.rewrite(lines)
+    return lines
+
+
+def _ids(value: Any) -> list[str]:
+    return [id for id in value if isinstance(id, str)] if isinstance(value, list) else []

@@ -2,14 +2,12 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from runner.config import OnChange, RunConfig
 from runner.errors import UserError
+from runner.output.folder import Folder
 from runner.output.write import write_whole
-
-NAME = "recipe.json"
 
 
 def recipe_of(config: RunConfig, identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,7 +29,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [f"{key}: {_short(old.get(key, 'unset'))} -> {_short(new.get(key, 'unset'))}" for key in keys]
 
 
-def choose_folder(folders: Iterator[Path], recipe: Mapping[str, Any], on_change: OnChange) -> Path:
+def choose_folder(folders: Iterator[Folder], recipe: Mapping[str, Any], on_change: OnChange) -> Folder:
     """The first of `folders` when it keeps this recipe or none; with `new_folder`, the first of all that does.
 
     A rerun with the changed recipe so finds the folder that the first such run began. Raises UserError when the first
@@ -43,27 +41,27 @@ def choose_folder(folders: Iterator[Path], recipe: Mapping[str, Any], on_change:
         return first
     if on_change is OnChange.refuse:
         raise UserError(
-            f"job.output: {first} was made by another recipe ({'; '.join(changed)}); go back to it, name another "
+            f"job.output: {first.path} was made by another recipe ({'; '.join(changed)}); go back to it, name another "
             "folder, or say job.on_change=new_folder"
         )
     return next(folder for folder in folders if not differences(read_recipe(folder) or recipe, recipe))
 
 
-def read_recipe(folder: Path) -> dict[str, Any] | None:
+def read_recipe(folder: Folder) -> dict[str, Any] | None:
     """The recipe that a folder keeps, or None. Raises UserError when it cannot be read."""
     try:
-        return json.loads((folder / NAME).read_text(encoding="utf-8"))
+        return json.loads(folder.recipe.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / NAME} cannot be read ({error}); restore it, or name another job.output") from error
+        raise UserError(f"{folder.recipe} cannot be read ({error}); restore it, or name another job.output") from error
 
 
-def keep_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
+def keep_recipe(folder: Folder, recipe: Mapping[str, Any]) -> None:
     """Write the recipe, unless it is there: it is the folder's from its first request on."""
-    if not (folder / NAME).exists():
+    if not folder.recipe.exists():
         text = json.dumps(recipe, indent=2, ensure_ascii=False)
-        write_whole(folder / NAME, lambda temp: temp.write_text(text + "\n", encoding="utf-8"))
+        write_whole(folder.recipe, lambda temp: temp.write_text(text + "\n", encoding="utf-8"))
 
 
 def _short(value: Any) -> str:

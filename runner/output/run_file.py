@@ -5,45 +5,44 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runner.output.lock import holder_of
+from runner.output.folder import Folder
+from runner.output.lock import Holder, holder_of
 from runner.output.write import read_json, write_json, write_whole
 
 
 class RunFile:
     """The folder's run.json, as one run writes it; and its `state`, a word, in a file of a batch script's choice."""
 
-    def __init__(self, folder: Path, holder: Mapping[str, Any], state_file: Path | None) -> None:
-        self.path = folder / "run.json"
+    def __init__(self, folder: Folder, holder: Holder, state_file: Path | None) -> None:
+        self.folder = folder
         self.holder = holder
         self.state_file = state_file
 
     def write(self, news: Mapping[str, Any]) -> None:
         """Also on a full disk: there the old file makes room for the new one."""
-        report = {**self.holder, **news}
+        report, path = {**self.holder.to_json(), **news}, self.folder.run_json
         try:
-            write_json(self.path, report)
+            write_json(path, report)
         except OSError:
-            self.path.unlink(missing_ok=True)
-            write_json(self.path, report)
+            path.unlink(missing_ok=True)
+            write_json(path, report)
         if self.state_file is not None:
             state = str(news["state"])
             write_whole(self.state_file, lambda temp: temp.write_text(state + "\n"))
 
     def is_ours(self) -> bool:
         """False once another job has taken the folder over."""
-        return holder_of(self.path.parent).get("run") == self.holder["run"]
+        holder = holder_of(self.folder)
+        return holder is not None and holder.run == self.holder.run
 
     def tells_of_fault(self) -> bool:
-        told = read_json(self.path)
-        return told.get("run") == self.holder["run"] and told.get("state") == "fault"
+        told = read_json(self.folder.run_json)
+        return told.get("run") == self.holder.run and told.get("state") == "fault"
 
     def claim(self) -> Path:
-        """A file that only the first rank to speak can create. Raises FileExistsError for the others.
-
-        Hidden and .tmp: should the first not come to remove it, the next run does.
-        """
+        """A file that only the first rank to speak can create. Raises FileExistsError for the others."""
+        path = self.folder.fault_claim(self.holder.run)
         if self.tells_of_fault():
-            raise FileExistsError(self.path)
-        path = self.path.with_name(f".fault-{self.holder['run']}.tmp")
+            raise FileExistsError(path)
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         return path

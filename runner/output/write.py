@@ -25,6 +25,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         temp.unlink(missing_ok=True)
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether the file is one that `write_whole` was about to move into place."""
+    return re.fullmatch(r"\..*\.tmp(\.\w+)?", path.name) is not None
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
     write_whole(path, lambda temp: temp.write_text(text, encoding="utf-8", errors="replace"))

@@ -16,10 +16,13 @@ from runner.config import Leave, RunConfig
 from runner.errors import UserError
 from runner.pipeline.adapters import open_adapters
 from runner.pipeline.pipeline import Pipeline
+from runner.progress import Progress
 from runner.world import World
 
 
-def open_pipeline(config: RunConfig, world: World, *, progress: bool = False) -> Pipeline:
+def open_pipeline(
+    config: RunConfig, world: World, *, progress: Progress | None = None, show_bar: bool = False
+) -> Pipeline:
     """Open the directory `model.path` and place each component as configured, in normal mode. Collective.
 
     Raises UserError on all ranks: not a diffusers directory, weights missing, pickled, damaged, extra or of the wrong
@@ -34,7 +37,7 @@ def open_pipeline(config: RunConfig, world: World, *, progress: bool = False) ->
     dtype = getattr(torch, config.model.dtype.value)
     parts: dict[str, Any] = {name: value for name, value in index.items() if not name.startswith("_")}
     loadings: dict[str, Loading] = {}
-    for name in tqdm(index, desc="loading", unit="component", disable=not progress):
+    for name in tqdm(index, desc="loading", unit="component", disable=not show_bar):
         if name in modules:
             placement = placement_of(name, config)
             parts[name], loadings[name] = load_component(classes[name], root / name, dtype, placement, world, groups)
@@ -46,7 +49,8 @@ def open_pipeline(config: RunConfig, world: World, *, progress: bool = False) ->
         _verify_modes(groups.mesh)
     stock = _on_device(pipeline_class(root, index), world.device)(**parts)
     stock.set_progress_bar_config(disable=True)
-    pipeline = Pipeline(stock, world, config.execution.leave_inference, loadings)
+    leave = config.execution.leave_inference
+    pipeline = Pipeline(stock, world, leave, loadings=loadings, groups=groups, progress=progress)
     pipeline.adapters = world.agreed(lambda: open_adapters(config.lora, pipeline.components, type(stock), world, root))
     return pipeline
 

@@ -1,24 +1,25 @@
-"""Opens a diffusers directory and calls its own, unmodified pipeline."""
+"""Calls a stock diffusers pipeline, unmodified, over components that are placed."""
 
 import difflib
 import inspect
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch
 
-from runner.calls.boundary import Timings, boundaries
+from runner.calls.boundary import Boundaries, Timings
 from runner.calls.lockstep import Lockstep
-from runner.components.component import Component, components_of
-from runner.components.load import Loading
+from runner.calls.randomness import set_global_generators
+from runner.components.component import components_of
+from runner.components.load import Groups, Loading
 from runner.components.resolver import Decision, ExecutionMode, enter, resolve
 from runner.config import Leave, LoraConfig
 from runner.errors import UserError
 from runner.pipeline.adapters import Adapters
+from runner.progress import Progress
+from runner.request import Request
 from runner.world import World
 
-NO_ADAPTERS: Mapping[str, float] = MappingProxyType({})
 # The runner sets these for each request.
 OWN_ARGUMENTS = {
     "generator": "job.seed",
@@ -31,22 +32,51 @@ OWN_ARGUMENTS = {
 }
 
 
+class WrittenOutsideInferenceMode(RuntimeError):
+    """A component keeps its state in tensors that the pipeline's own code made, such as a cache of keys and values."""
+
+
 class Pipeline:
-    """A stock pipeline whose components are placed, and whose calls run each component in the mode decided for it."""
+    """A stock pipeline whose components are placed, and whose calls run each component in the mode decided for it.
+
+    `groups` says which ranks keep in step; `loadings` how each component came in.
+    """
 
     def __init__(
-        self, stock: Any, world: World, leave: Leave = Leave.component, loadings: Mapping[str, Loading] | None = None
+        self,
+        stock: Any,
+        world: World,
+        leave: Leave = Leave.component,
+        *,
+        loadings: Mapping[str, Loading] | None = None,
+        groups: Groups | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.stock = stock
         self.world = world
         self.loadings = dict(loadings or {})
-        self.timings = Timings()
+        self.progress = progress or Progress(world.rank)
         self.adapters = Adapters(LoraConfig(), {}, {})
-        self.components: list[Component] = components_of(stock)
-        self.decisions: dict[str, Decision] = resolve(self.components, leave)
-        self.lockstep = Lockstep(world if any(component.is_sharded for component in self.components) else None)
+        self.components = components_of(stock)
+        self._groups = groups or Groups()
+        self.lockstep = Lockstep(self._groups.in_step)
+        decisions = resolve(self.components, leave)
+        self._boundaries = Boundaries(self.components, decisions, world.device.type, self.lockstep, self.progress)
         self.arguments = _arguments(type(stock))
         self.prompt_argument = "prompt" if "prompt" in self.arguments else self.arguments[0]
+
+    @property
+    def decisions(self) -> Mapping[str, Decision]:
+        """The mode of each component's calls, and why."""
+        return self._boundaries.decisions
+
+    @decisions.setter
+    def decisions(self, decisions: Mapping[str, Decision]) -> None:
+        self._boundaries.decisions = decisions
+
+    @property
+    def timings(self) -> Timings:
+        return self._boundaries.timings
 
     def check_arguments(self, call: Mapping[str, Any], where: str = "job.call") -> None:
         """Refuse what the pipeline's own signature does not take, or what the runner sets."""
@@ -59,35 +89,45 @@ class Pipeline:
         if self.prompt_argument != "prompt" and not isinstance(prompt, int):
             raise UserError(f"{where}: {type(self.stock).__name__} takes a class label (a number), not {prompt!r}")
 
-    def __call__(
-        self,
-        prompt: str | int,
-        seed: int,
-        call: Mapping[str, Any],
-        output_type: str,
-        lora: Mapping[str, float] = NO_ADAPTERS,
-    ) -> Any:
-        """One picture or clip: the first element of the pipeline's first output, with the adapters of `lora` active.
+    def __call__(self, request: Request) -> Any:
+        """One picture or clip: the first element of the pipeline's first output, with the request's adapters active.
 
-        The noise comes from a CPU generator of the request's own, so that no other request, rank or device moves it.
-        Where a component is sharded, all ranks call together, with calls that are alike; PeerLeft is raised on those
-        whose request could not go on because another rank's failed.
+        The noise comes from a CPU generator of the request's own, so that no other request, rank or device moves it;
+        the global generators are set from its seed, for schedulers that draw from those.
+        Where a component is sharded, the ranks that hold one copy of it call together, with requests that are alike;
+        PeerLeft is raised on those whose request could not go on because another rank's failed.
         """
-        self.timings.current = None  # a failure before the first component call is not the last request's
-        device_type = self.world.device.type
-        with (
-            self.lockstep.request(),
-            enter(ExecutionMode.INFERENCE, device_type),
-            boundaries(self.components, self.decisions, device_type, self.timings, self.lockstep),
-        ):
-            self.adapters.set(lora)
-            output = self.stock(
-                **{self.prompt_argument: [prompt]},
-                **call,
-                generator=torch.Generator("cpu").manual_seed(seed),
-                output_type=output_type,
+        self.progress.making(request)
+        inference = enter(ExecutionMode.INFERENCE, self.world.device.type)
+        with self.lockstep.request(), inference, self._boundaries.request():
+            self.adapters.set(request.lora)
+            set_global_generators(request.seed, self.world.device)
+            output = self._call_stock(
+                **{self.prompt_argument: [request.prompt]},
+                **request.call,
+                generator=torch.Generator("cpu").manual_seed(request.seed),
+                output_type=request.output_type,
             )
         return output[0][0]
+
+    def _call_stock(self, **arguments: Any) -> Any:
+        try:
+            return self.stock(**arguments)
+        except RuntimeError as error:
+            name = self.progress.component or ""
+            decision = self.decisions.get(name, Decision(ExecutionMode.INFERENCE, ""))
+            if decision.mode is ExecutionMode.NORMAL and "inference tensor" in str(error).lower():
+                raise WrittenOutsideInferenceMode(
+                    f"{name} writes in place into a tensor that {type(self.stock).__name__} made in inference mode, "
+                    f"and runs outside of it ({decision.reason}); set execution.leave_inference=weights"
+                ) from error
+            raise
+
+    def close(self) -> None:
+        """Leave the stock pipeline as it was placed, without boundaries; what brings offloaded blocks ends too."""
+        self._boundaries.close()
+        if self._groups.engine is not None:
+            self._groups.engine.close()
 
 
 def check_arguments(cls: type, call: Mapping[str, Any], where: str = "job.call") -> None:

@@ -2,28 +2,54 @@
 
 import platform
 import resource
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from enum import Enum
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from runner.config import RunConfig
 from runner.errors import ExitCode
-from runner.job.job import Outcome
-from runner.media.sheet import contact_sheet
-from runner.output.run_file import RunFile
+from runner.job.results import Failed, Made, Settled
 from runner.pipeline.pipeline import Pipeline
-from runner.world import World
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "omegaconf")
 
 
-def measure(pipeline: Pipeline, device: torch.device) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Ending:
+    """How the run ended, as its run.json and its exit code say."""
+
+    code: ExitCode
+    settled: Sequence[Settled]
+    left: int  # requests neither made nor failed
+    stopped: str | None  # by what, when it was asked to stop with work left
+    seconds: Mapping[str, float]  # of loading, of generating
+
+    @classmethod
+    def of(
+        cls, settled: Sequence[Settled], num_requests: int, stop_reason: str | None, seconds: Mapping[str, float]
+    ) -> "Ending":
+        left = num_requests - len(settled)
+        if left:
+            return cls(ExitCode.STOPPED, settled, left, stop_reason, seconds)
+        failed = any(isinstance(result, Failed) for result in settled)
+        return cls(ExitCode.FAILED if failed else ExitCode.DONE, settled, 0, None, seconds)
+
+    @property
+    def made(self) -> list[Made]:
+        return [result for result in self.settled if isinstance(result, Made)]
+
+    @property
+    def failed(self) -> list[Failed]:
+        return [result for result in self.settled if isinstance(result, Failed)]
+
+
+def measure(pipeline: Pipeline) -> dict[str, Any]:
     """This rank's figures: seconds and calls by stage, and peak bytes of the process and of the device."""
+    device = pipeline.world.device
     figures: dict[str, Any] = {
         "seconds_per_stage": {stage: round(s, 4) for stage, s in pipeline.timings.seconds.items()},
         "calls_per_stage": dict(pipeline.timings.calls),
@@ -36,69 +62,53 @@ def measure(pipeline: Pipeline, device: torch.device) -> dict[str, Any]:
     return figures
 
 
-@dataclass(frozen=True)
-class Ending:
-    """How the run ended, as its run.json and its exit code say."""
-
-    code: ExitCode
-    left: int  # requests neither made nor failed
-    stopped: str | None  # by what, when it was asked to stop with work left
-
-    @classmethod
-    def of(cls, outcomes: Sequence[Outcome], requests: int, stop_reason: str | None) -> "Ending":
-        left = requests - len(outcomes)
-        if left:
-            return cls(ExitCode.STOPPED, left, stop_reason)
-        return cls(ExitCode.FAILED if any(outcome.failure for outcome in outcomes) else ExitCode.DONE, 0, None)
-
-
-def write_report(
-    config: RunConfig,
-    pipeline: Pipeline,
-    outcomes: Sequence[Outcome],
-    world: World,
-    seconds: dict[str, float],
-    *,
-    ending: Ending,
-    run_file: RunFile,
-) -> None:
-    """Write run.json and the contact sheet. Collective: every rank tells its figures, rank 0 writes."""
-    ranks = world.gather(measure(pipeline, world.device))
-    if world.rank != 0:
-        return
-    output = Path(config.job.output)
-    report = {
+def run_json(config: RunConfig, pipeline: Pipeline, ending: Ending, ranks: Sequence[Mapping[str, Any]]) -> Any:
+    """The report, where `ranks` are the figures that each rank measured."""
+    return {
         "state": ending.code.name.lower(),
         "exit_code": ending.code,
         "stopped": ending.stopped,
-        "config": OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True),
+        "config": _plain(asdict(config)),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
-        "world_size": world.size,
-        "device": str(world.device),
-        "components": {
-            component.name: {
-                "class": type(component.module).__name__,
-                "stage": component.stage,
-                "bytes": component.num_bytes,
-                "placement": str(component.placement),
-                "devices": component.placement.devices,
-                "loading": asdict(pipeline.loadings[component.name]),
-                "mode": pipeline.decisions[component.name].mode.value,
-                "reason": pipeline.decisions[component.name].reason,
-            }
-            for component in pipeline.components
-        },
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "world_size": pipeline.world.size,
+        "device": str(pipeline.world.device),
+        "components": {component.name: _component(component.name, pipeline) for component in pipeline.components},
+        "seconds": {name: round(value, 3) for name, value in ending.seconds.items()},
         "ranks": ranks,
-        "finished": sum(outcome.line is not None for outcome in outcomes),
-        "finished_before": sum(outcome.line is not None and outcome.earlier for outcome in outcomes),
+        "finished": len(ending.made),
+        "finished_before": sum(result.earlier for result in ending.made),
         "left": ending.left,
         "failures": [
-            {"id": o.request.id, "prompt": o.request.prompt, "seed": o.request.seed, "reason": o.reason}
-            for o in outcomes
-            if o.failure
+            {
+                "id": result.request.id,
+                "prompt": result.request.prompt,
+                "seed": result.request.seed,
+                "reason": result.failure.reason,
+            }
+            for result in ending.failed
         ],
     }
-    run_file.write(report)
-    done = [(output / o.line["file"], f"{o.request.prompt} #{o.request.seed}") for o in outcomes if o.line]
-    contact_sheet(output / "contact-sheet.png", done)
+
+
+def _component(name: str, pipeline: Pipeline) -> dict[str, Any]:
+    component = next(one for one in pipeline.components if one.name == name)
+    placement, decision = component.placement, pipeline.decisions[name]
+    return {
+        "class": type(component.module).__name__,
+        "stage": component.stage,
+        "bytes": component.num_bytes,
+        "placement": str(placement),
+        "devices": placement.devices,
+        "loading": asdict(pipeline.loadings[name]),
+        "mode": decision.mode.value,
+        "reason": decision.reason,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Enums as their values. Not through OmegaConf, which would take `${` in a prompt for one of its own."""
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value

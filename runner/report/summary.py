@@ -1,29 +1,24 @@
 """The lines that a run ends with."""
 
-from collections.abc import Sequence
-
 from runner.config import RunConfig
-from runner.job.job import Outcome
 from runner.report.run_json import Ending
 from runner.world import World
 
 
-def summary(
-    config: RunConfig, outcomes: Sequence[Outcome], world: World, seconds: dict[str, float], ending: Ending
-) -> str:
-    done = sum(outcome.line is not None for outcome in outcomes)
-    made = [outcome for outcome in outcomes if not outcome.earlier]
-    before = f", {len(outcomes) - len(made)} of them settled before" if len(made) < len(outcomes) else ""
-    each = seconds["generate"] / max(1, len(made))
+def summary(config: RunConfig, world: World, ending: Ending) -> str:
+    made_now = [result for result in ending.settled if not result.earlier]
+    earlier = len(ending.settled) - len(made_now)
+    before = f", {earlier} of them settled before" if earlier else ""
+    each = ending.seconds["generate"] / max(1, len(made_now))
     lines = [
-        f"{done} of {len(outcomes) + ending.left} made on {world.size} rank(s) in {seconds['generate']:.1f} s "
-        f"({each:.2f} s each), loaded in {seconds['load']:.1f} s -> {config.job.output}{before}"
+        f"{len(ending.made)} of {len(ending.settled) + ending.left} made on {world.size} rank(s) in "
+        f"{ending.seconds['generate']:.1f} s ({each:.2f} s each), loaded in {ending.seconds['load']:.1f} s -> "
+        f"{config.job.output}{before}"
     ]
-    for outcome in outcomes:
-        if outcome.failure:
-            where = "given up" if outcome.earlier else "failed"
-            name = f"{str(outcome.request.prompt)[:60]!r} seed {outcome.request.seed}"
-            lines.append(f"{where}: {name}: {str(outcome.reason).splitlines()[0]}")
+    for result in ending.failed:
+        what = "given up" if result.earlier else "failed"
+        name = f"{str(result.request.prompt)[:60]!r} seed {result.request.seed}"
+        lines.append(f"{what}: {name}: {result.failure.reason.splitlines()[0]}")
     if ending.left:
         lines.append(f"stopped: {ending.stopped}; {ending.left} left, the same command goes on")
     return "\n".join(lines)

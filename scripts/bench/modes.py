@@ -21,11 +21,12 @@ import torch
 import sharding
 from bench.cases import CASES, LAUNCH_BOUND, Case
 from bench.paired import Arm, Spread, measure, refuse_unequal, report
-from runner.calls.boundary import Timings, boundaries
+from runner.calls.boundary import Boundaries
 from runner.calls.lockstep import Lockstep
 from runner.components.component import components_of
 from runner.components.resolver import ExecutionMode, enter, resolve
 from runner.config import Leave
+from runner.progress import Progress
 from runner.world import World
 
 AIM = 1 / 1.08  # weights at least 8 % faster than no_grad, where the model is launch-bound
@@ -69,13 +70,16 @@ def _arms(case: Case, world: World) -> dict[str, Arm]:
     pipeline = case.pipeline(transformer)
     components = components_of(pipeline)
 
-    lockstep = Lockstep(world)
+    lockstep = Lockstep(world.control)
     decisions = {leave: resolve(components, leave) for leave in Leave}
     if decisions[Leave.weights]["transformer"].mode is not ExecutionMode.INFERENCE:
         raise SystemExit(f"leave_inference=weights is {decisions[Leave.weights]['transformer'].reason}; not timed")
 
+    boundaries = Boundaries(components, decisions[Leave.component], device.type, lockstep, Progress())
+
     def placed(glue: AbstractContextManager[Any], leave: Leave) -> torch.Tensor:
-        with lockstep.request(), glue, boundaries(components, decisions[leave], device.type, Timings(), lockstep):
+        boundaries.decisions = decisions[leave]
+        with lockstep.request(), glue, boundaries.request():
             return pipeline(**request)[0]
 
     def bare() -> torch.Tensor:
@@ -97,7 +101,7 @@ def _arms(case: Case, world: World) -> dict[str, Arm]:
 
 
 def _agreement(world: World, calls: int = 2000, warmup: int = 200) -> Spread:
-    lockstep = Lockstep(world)
+    lockstep = Lockstep(world.control)
     seconds = []
     for _ in range(warmup + calls):
         start = time.perf_counter()

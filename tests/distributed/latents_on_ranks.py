@@ -7,6 +7,7 @@ import numpy as np
 
 from runner.config import load_config
 from runner.pipeline.open import open_pipeline
+from runner.request import Request
 from runner.world import joined_world
 from tests import tiny
 
@@ -16,5 +17,6 @@ if __name__ == "__main__":
         for name, family in tiny.FAMILIES.items():
             pipeline = open_pipeline(load_config(None, [f"model.path={root / name}"]), world)
             prompt = family.prompts[world.rank]
-            latent = pipeline(prompt[0] if isinstance(prompt, list) else prompt, world.rank, family.call, "latent")
+            text = prompt[0] if isinstance(prompt, list) else prompt
+            latent = pipeline(Request(text, world.rank, family.call, output_type="latent"))
             np.save(output / f"{name}-{world.rank}.npy", np.asarray(latent))

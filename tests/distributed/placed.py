@@ -14,14 +14,17 @@ from torch import nn
 from runner.components.component import components_of
 from runner.components.resolver import ExecutionMode, resolve
 from runner.config import Format, JobConfig, Leave, load_config
-from runner.health.last_line import LastWords
+from runner.health.last_line import LastLine
 from runner.health.stop import StopFile
 from runner.health.watch import Limits, watching
-from runner.job.job import Outcome, plan, run_job
+from runner.job.job import run_job
 from runner.job.prompts import Prompt
+from runner.job.requests import requests_of
+from runner.job.results import Settled
 from runner.output.job_folder import taken
 from runner.pipeline.open import open_pipeline
 from runner.pipeline.pipeline import Pipeline
+from runner.request import Request
 from runner.world import World
 from tests import tiny
 from tests.ranks import World as TestWorld
@@ -51,24 +54,24 @@ def call(pipeline: Pipeline, family: str, index: int, output_type: str = "np") -
     """The family's request number `index`, made by the runner."""
     described = tiny.FAMILIES[family]
     prompt = described.prompts[index]
-    made = pipeline(prompt[0] if isinstance(prompt, list) else prompt, index, described.call, output_type)
-    return torch.as_tensor(made)
+    text = prompt[0] if isinstance(prompt, list) else prompt
+    return torch.as_tensor(pipeline(Request(text, index, described.call, output_type=output_type)))
 
 
 def run_prompts(
     world: TestWorld, pipeline: Pipeline, output: Path, prompts: Sequence[Prompt]
-) -> tuple[list[Outcome], dict[tuple[str | int, int], np.ndarray]]:
-    """Run a job; its outcomes in order, and its pictures by prompt and seed."""
+) -> tuple[list[Settled], dict[tuple[str | int, int], np.ndarray]]:
+    """Run a job; what became of its requests in order, and its pictures by prompt and seed."""
     job, ranks = JobConfig(output=str(output), format=Format.npy), joined(world)
     with taken(job, {}, ranks) as folder:
-        words, limits = LastWords(folder.run_file), Limits(timeout=60, grace=10)
-        with watching(ranks, words, limits, StopFile(output / "stop")) as watch:
-            requests = plan(prompts, job, pipeline, {})
-            outcomes = run_job(requests, pipeline, job, ranks, folder=folder, watch=watch)
+        last_line, limits = LastLine(folder.run_file, pipeline.progress), Limits(timeout=60, grace=10)
+        with watching(ranks, pipeline.progress, last_line, limits, StopFile(output / "stop")) as watch:
+            requests = requests_of(prompts, job, pipeline, {})
+            settled = run_job(requests, pipeline, job, ranks, folder=folder, watch=watch)
             ranks.gather(None)  # rank 0 has written the last line
-    outcomes.sort(key=lambda outcome: outcome.request.number)
+    settled.sort(key=lambda result: result.request.number)
     lines = [json.loads(line) for line in (output / "manifest.jsonl").read_text().splitlines()]
-    return outcomes, {(line["prompt"], line["seed"]): np.load(output / line["file"]) for line in lines}
+    return settled, {(line["prompt"], line["seed"]): np.load(output / line["file"]) for line in lines}
 
 
 @functools.cache

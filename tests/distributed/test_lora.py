@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 
 from runner.job.prompts import read_prompts
+from runner.job.results import Made
 from tests import tiny
 from tests.distributed.placed import opened, run_prompts
 from tests.distributed.test_generate import generate, manifest
@@ -61,8 +62,8 @@ def test_prompts_choose_adapters_of_offloaded_components(world: World, emoji: Pa
     settings = [f"lora=[{{path: {INK}, name: ink}}]", f"lora.mode={mode}", *OFFLOADED[placement]]
     pipeline = opened(world, emoji, *settings)
     file = _prompts(world.tmp_path, f"prompts-{world.rank}.jsonl")
-    outcomes, pictures = run_prompts(world, pipeline, world.tmp_path / "out", read_prompts(file))
-    assert [outcome.reason for outcome in outcomes if outcome.failure] == [] and len(outcomes) == len(CHOICES)
+    results, pictures = run_prompts(world, pipeline, world.tmp_path / "out", read_prompts(file))
+    assert all(isinstance(result, Made) for result in results) and len(results) == len(CHOICES)
     for seed in range(world.rank, len(CHOICES), world.size):
         lora = CHOICES[seed]
         expected = _stock(emoji, mode, {"ink": 1.0} if lora is None else lora, seed)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from runner.output.folder import Folder
 from runner.output.manifest import Manifest
 from tests.distributed.chaos import ENVIRONMENT, ROOT, Job, lines
 
@@ -51,7 +52,7 @@ def test_ctrl_c_twice_stops_at_once_and_the_wave_is_not_to_blame(tmp_path: Path)
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == 3
     assert state(output) == "stopped" and not (output / "manifest.jsonl").exists()
-    assert set(Manifest(output).recover().attempts.values()) == {0}
+    assert set(Manifest(Folder(output)).recover().attempts.values()) == {0}
 
 
 def test_a_wave_that_takes_longer_than_the_grace_is_given_up(tmp_path: Path) -> None:

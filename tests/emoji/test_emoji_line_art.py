@@ -7,6 +7,7 @@ import torch
 from lora import MergedWeights, edits_of, read_adapter
 from runner.config import RunConfig
 from runner.pipeline.open import open_pipeline
+from runner.request import Request
 from runner.world import World
 from scripts.emoji.concepts import STYLES
 from scripts.emoji.line_art import INK, SOURCE, line_art
@@ -38,6 +39,6 @@ def test_the_shipped_adapter_takes_the_colour_out_of_things() -> None:
     saturation = {}
     for weight in (0.0, 1.0):
         place.set(edits_of("transformer", {"ink": adapter}, {"ink": weight}))
-        picture = torch.from_numpy(pipeline("a red apple", 0, CALL, "np"))
+        picture = torch.from_numpy(pipeline(Request("a red apple", 0, CALL, output_type="np")))
         saturation[weight] = (picture.amax(dim=2) - picture.amin(dim=2)).mean().item()
     assert saturation[1.0] < 0.25 * saturation[0.0]

@@ -24,6 +24,7 @@ from runner.components.resolver import resolve
 from runner.config import Leave, load_config
 from runner.pipeline.open import open_pipeline
 from runner.pipeline.pipeline import Pipeline
+from runner.request import Request
 from runner.world import World as Ranks
 from tests import tiny
 from tests.distributed.placed import joined
@@ -87,7 +88,8 @@ def placements(row: str) -> list[str]:
 def picture(pipeline: Pipeline, family: str, active: Mapping[str, float]) -> np.ndarray:
     described = tiny.FAMILIES[family]
     prompt = described.prompts[0]
-    made = pipeline(prompt[0] if isinstance(prompt, list) else prompt, 0, described.call, "np", active)
+    text = prompt[0] if isinstance(prompt, list) else prompt
+    made = pipeline(Request(text, 0, described.call, active, output_type="np"))
     return np.asarray(made)
 
 

@@ -16,8 +16,8 @@ from torch import nn
 from lora import BesideLayers, Edits, LowRank, edits_of, forget_scales, read_adapter
 from runner.config import load_config
 from runner.errors import UserError
-from runner.job.job import plan
 from runner.job.prompts import Prompt
+from runner.job.requests import requests_of
 from runner.pipeline.open import open_pipeline
 from tests import tiny
 from tests.lora import test_lora_offloaded as offloaded
@@ -130,10 +130,10 @@ def test_the_requests_of_a_job_are_checked_before_any_is_made(tiny_root: Path) -
     path = offloaded.built("flux", tiny_root)
     config = load_config(None, ["job.call.joint_attention_kwargs={scale: 0.5}"])
     with pytest.raises(UserError, match=r"joint_attention_kwargs\.scale=0\.5 has no effect with lora\.mode=merge"):
-        plan([Prompt("a cat")], config.job, offloaded.opened(path, "merge"), {})
-    assert plan([Prompt("a cat", lora={})], config.job, offloaded.opened(path, "merge"), {})
-    (request,) = plan([Prompt("a cat")], config.job, offloaded.opened(path, "dynamic"), {})
-    (other,) = plan([Prompt("a cat")], load_config(None, []).job, offloaded.opened(path, "dynamic"), {})
+        requests_of([Prompt("a cat")], config.job, offloaded.opened(path, "merge"), {})
+    assert requests_of([Prompt("a cat", lora={})], config.job, offloaded.opened(path, "merge"), {})
+    (request,) = requests_of([Prompt("a cat")], config.job, offloaded.opened(path, "dynamic"), {})
+    (other,) = requests_of([Prompt("a cat")], load_config(None, []).job, offloaded.opened(path, "dynamic"), {})
     assert request.id != other.id, "a scale is another picture"
 
 

@@ -8,11 +8,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from runner.calls.boundary import Timings, boundaries
+from runner.calls.boundary import Boundaries
 from runner.calls.lockstep import Lockstep
 from runner.components.component import components_of
 from runner.components.resolver import ExecutionMode, enter, resolve
 from runner.config import Leave
+from runner.progress import Progress
 from tests import tiny
 
 if __name__ == "__main__":
@@ -29,11 +30,9 @@ if __name__ == "__main__":
         component.module.register_forward_pre_hook(
             lambda *_: seen.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
         )
-    timings = Timings()
-    with (
-        enter(ExecutionMode.INFERENCE, device.type),
-        boundaries(components, resolve(components, Leave.component), device.type, timings, Lockstep(None)),
-    ):
+    decisions = resolve(components, Leave.component)
+    boundaries = Boundaries(components, decisions, device.type, Lockstep(None), Progress())
+    with enter(ExecutionMode.INFERENCE, device.type), boundaries.request():
         made = pipeline(
             **family.call,
             prompt=family.prompts[0],
@@ -41,5 +40,5 @@ if __name__ == "__main__":
             output_type="np",
         )[family.output]
     assert seen and set(seen) == {(False, False)}, seen
-    assert set(timings.calls) == {"encode", "denoise", "decode"}
+    assert set(boundaries.timings.calls) == {"encode", "denoise", "decode"}
     assert np.array_equal(made, expected)

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from runner.calls.boundary import Timings, boundaries
+from runner.calls.boundary import Boundaries
 from runner.calls.lockstep import Lockstep
 from runner.components.component import Component
 from runner.components.resolver import ExecutionMode, by_stage, decide, enter, resolve
 from runner.config import Leave
+from runner.progress import Progress
 
 
 @pytest.mark.parametrize("device_type", ["cpu", "cuda", "xpu", "mps"])
@@ -128,6 +129,21 @@ def test_a_stage_has_the_decisions_of_its_components() -> None:
     }
 
 
+def installed(components: list[Component]) -> Boundaries:
+    return Boundaries(components, resolve(components, Leave.component), "cpu", Lockstep(None), Progress())
+
+
+def test_boundaries_are_no_unknown_wrappers_and_do_nothing_outside_a_request() -> None:
+    component = Component("transformer", plain(), "denoise")
+    boundaries = installed([component])
+    assert decide(component.module, Leave.component).mode is ExecutionMode.INFERENCE
+    component.module(torch.ones(1, 2))
+    assert boundaries.timings.calls == {}
+    with boundaries.request():
+        component.module(torch.ones(1, 2))
+    assert boundaries.timings.calls == {"denoise": 1}
+
+
 class Upcast(nn.Linear):
     def decode(self, x: torch.Tensor) -> torch.Tensor:
         return self(x)
@@ -138,16 +154,15 @@ def test_a_conversion_in_mid_flight_leaves_no_inference_tensors() -> None:
     vae = Upcast(2, 2).bfloat16()
     components = [Component("vae", vae, "decode")]
     seen: list[bool] = []
-    with (
-        enter(ExecutionMode.INFERENCE, "cpu"),
-        boundaries(components, resolve(components, Leave.component), "cpu", Timings(), Lockstep(None)),
-    ):
+    boundaries = installed(components)
+    with enter(ExecutionMode.INFERENCE, "cpu"), boundaries.request():
         vae.to(dtype=torch.float32)
         vae.register_forward_hook(lambda *_: seen.append(torch.is_inference_mode_enabled()))
         vae.decode(torch.ones(1, 2))
         assert torch.is_inference_mode_enabled()
     assert vae.weight.dtype is torch.float32 and not vae.weight.is_inference()
-    assert seen == [True] and "to" not in vars(vae) and "decode" not in vars(vae)
+    boundaries.close()
+    assert seen == [True] and "to" not in vars(vae) and "decode" not in vars(vae) and not vae._forward_pre_hooks
 
 
 class Interrupted(nn.Linear):
@@ -157,13 +172,9 @@ class Interrupted(nn.Linear):
 
 def test_an_interrupt_in_a_component_leaves_the_mode_as_it_was() -> None:
     components = [Component("transformer", Interrupted(2, 2), "denoise")]
-    decisions = resolve(components, Leave.component)
+    boundaries = installed(components)
     for _ in range(2):
-        with (
-            pytest.raises(KeyboardInterrupt),
-            enter(ExecutionMode.INFERENCE, "cpu"),
-            boundaries(components, decisions, "cpu", Timings(), Lockstep(None)),
-        ):
+        with pytest.raises(KeyboardInterrupt), enter(ExecutionMode.INFERENCE, "cpu"), boundaries.request():
             components[0].module(torch.ones(1, 2))
         assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
 

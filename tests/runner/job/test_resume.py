@@ -3,19 +3,25 @@
 import errno
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-import runner.job.job
+import runner.media.save
+import runner.run
 from runner.config import load_config
 from runner.errors import ExitCode, UserError
-from runner.job.job import plan, read_job, settle
-from runner.output.manifest import State
+from runner.job.requests import read_job, requests_of, settle
+from runner.media.sheet import contact_sheet
+from runner.output.lines import ManifestLine
+from runner.output.manifest import Manifest, State
 from runner.pipeline.open import open_pipeline
 from runner.run import run
 from runner.world import World
@@ -58,8 +64,11 @@ def test_ten_thousand_prompts_are_planned_and_settled_in_a_second(tmp_path: Path
     config = load_config(None, [f"model.path={ROOT}/models/emoji-dit", f"job.prompts={file}"])
     pipeline = open_pipeline(config, World(0, 1, torch.device("cpu")))
     start = time.perf_counter()
-    requests = plan(read_job(config.job), config.job, pipeline, {})
-    half = {request.id: {"file": f"images/{request.stem}.png"} for request in requests[::2]}
+    requests = requests_of(read_job(config.job), config.job, pipeline, {})
+    half = {
+        request.id: ManifestLine(id=request.id, file=f"images/{request.stem}.png", bytes=1, mtime_ns=1, file_sha256="")
+        for request in requests[::2]
+    }
     settled, left = settle(requests, State(finished=half), max_attempts=3)
     assert len(settled) == len(left) == 5_000
     print(f"\n{time.perf_counter() - start:.2f} s")
@@ -119,7 +128,7 @@ def test_a_failure_is_recorded_and_given_up_after_some_runs(make: Callable[..., 
     rows = [
         {"prompt": "a rocket"},
         {"prompt": "a panda", "height": 63},
-        {"prompt": "a castle", "guidance_scale": float("inf")},
+        {"prompt": "a castle", "guidance_scale": 1e38},
     ]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     job = (f"job.prompts={tmp_path / 'p.jsonl'}", "job.max_attempts=2")
@@ -158,13 +167,13 @@ def test_a_full_disk_ends_the_job_and_is_not_held_against_the_request(
         raise OSError(errno.ENOSPC, "No space left on device", "x.png")
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner.job.job, "save_picture", full)
+        patch.setattr(runner.media.save, "save_picture", full)
         with pytest.raises(SystemExit) as ended:
             make()
     assert ended.value.code == ExitCode.FAULT
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("fault: rank 0 on ") and "decode/vae" in last and "No space left" in last
-    assert report(tmp_path / "out")["state"] == "fault" and "'a rocket'" in report(tmp_path / "out")["fault"]["request"]
+    assert report(tmp_path / "out")["state"] == "fault" and report(tmp_path / "out")["fault"]["prompt"] == "a rocket"
     assert make("job.max_attempts=1") == ExitCode.DONE
 
 
@@ -187,3 +196,75 @@ def test_a_mistake_leaves_the_last_report_and_no_recipe(make: Callable[..., int]
     with pytest.raises(UserError):
         make(prompts="[7]")
     assert report(tmp_path / "out") == before
+
+
+def _removed(out: Path) -> None:
+    shutil.rmtree(out / "images")
+
+
+def _damaged(out: Path) -> None:
+    for file in (out / "images").iterdir():
+        file.write_bytes(b"no picture")
+
+
+def _folder_in_the_sheets_place(out: Path) -> None:
+    (out / "contact-sheet.png").unlink(missing_ok=True)
+    (out / "contact-sheet.png" / "inside").mkdir(parents=True, exist_ok=True)
+
+
+@pytest.mark.parametrize("meddle", [_removed, _damaged, _folder_in_the_sheets_place])
+def test_after_the_last_picture_nothing_fails_the_job(
+    meddle: Callable[[Path], None], make: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A consumer takes, damages or replaces files while the report is being written."""
+    out = tmp_path / "out"
+
+    def meddled(*arguments: Any) -> None:
+        meddle(out)
+        contact_sheet(*arguments)
+
+    monkeypatch.setattr(runner.run, "contact_sheet", meddled)
+    assert make() == ExitCode.DONE and report(out)["state"] == "done"
+
+
+def test_a_picture_too_large_for_the_contact_sheet_is_left_out(tmp_path: Path) -> None:
+    """Pillow refuses to open what has more than twice 89 million pixels."""
+    large, small = tmp_path / "large.png", tmp_path / "small.png"
+    Image.new("1", (20_000, 10_000)).save(large)
+    Image.new("RGB", (8, 8), "red").save(small)
+    contact_sheet(tmp_path / "sheet.png", [(large, "large"), (small, "small")])
+    pixels = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
+    assert (pixels == (255, 0, 0)).all(axis=2).any()
+
+
+def test_a_prompt_with_an_interpolations_characters_is_reported_as_it_is(
+    make: Callable[..., int], tmp_path: Path
+) -> None:
+    (tmp_path / "p.txt").write_text("a ${job.seed} rocket\n")
+    call = "job.call.negative_prompt=\\${x}"
+    assert make(f"job.prompts={tmp_path / 'p.txt'}", call) == ExitCode.DONE
+    assert [line["prompt"] for line in lines(tmp_path / "out")] == ["a ${job.seed} rocket"]
+    assert report(tmp_path / "out")["config"]["job"]["call"]["negative_prompt"] == "${x}"
+
+
+def test_a_lock_that_is_removed_ends_the_job_before_it_writes_on(
+    make: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = Manifest.record
+
+    def record(self: Manifest, *arguments: Any) -> None:
+        taken(self, *arguments)
+        self.folder.lock.unlink(missing_ok=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "record", record)
+        with pytest.raises(SystemExit) as ended:
+            make()
+    assert ended.value.code == ExitCode.FAULT and len(lines(tmp_path / "out")) == 1
+    assert "job.lock was removed or replaced" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert make("job.max_attempts=1") == ExitCode.DONE and len(lines(tmp_path / "out")) == 3
+
+
+def test_a_folder_named_stop_asks_for_nothing(make: Callable[..., int], tmp_path: Path) -> None:
+    (tmp_path / "out" / "stop").mkdir(parents=True)
+    assert make() == ExitCode.DONE and (tmp_path / "out" / "stop").is_dir()

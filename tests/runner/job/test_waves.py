@@ -1,35 +1,48 @@
 """Waves: who is alike, what is handed out when, and what happens to requests that come back."""
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from runner.job.waves import Waves, alike_key
+from runner.request import Request
 
 
-@dataclass(frozen=True)
-class Asked:
-    number: int
-    call: dict[str, Any] = field(default_factory=dict)
-    lora: dict[str, float] = field(default_factory=dict)
+def asked(number: int, call: dict[str, Any] | None = None, lora: dict[str, float] | None = None) -> Request:
+    return Request("a cat", number, call or {}, lora or {}, number=number)
 
 
-def handed_out(waves: Waves[Asked]) -> list[list[int]]:
-    numbers = []
-    while wave := waves.next():
-        numbers.append([request.number for request in wave])
-    return numbers
+def handed_out(waves: Waves) -> list[list[int | None]]:
+    """For each wave the number of each team's request; filler work negative, from -1 on."""
+    return [
+        [None if task is None else -1 - task.request.number if task.is_filler else task.request.number for task in wave]
+        for wave in waves
+    ]
 
 
-def test_without_lockstep_the_order_is_the_requests_own() -> None:
-    requests = [Asked(i, {"num_inference_steps": i}) for i in range(5)]
-    assert handed_out(Waves(requests, 2, lockstep=False)) == [[0, 1], [2, 3], [4]]
+def test_teams_that_share_no_weights_take_requests_in_their_own_order() -> None:
+    requests = [asked(i, {"num_inference_steps": i}) for i in range(5)]
+    assert handed_out(Waves(requests, [1, 1])) == [[0, 1], [2, 3], [4, None]]
 
 
-def test_in_lockstep_only_alike_requests_share_a_wave() -> None:
-    requests = [Asked(i, {"num_inference_steps": 2 + i % 2}) for i in range(7)]
-    assert handed_out(Waves(requests, 3, lockstep=True)) == [[0, 2, 4], [6], [1, 3, 5]]
+def test_teams_in_step_make_alike_requests_and_fill_up_with_repetitions() -> None:
+    requests = [asked(i, {"num_inference_steps": 2 + i % 2}) for i in range(7)]
+    assert handed_out(Waves(requests, [3])) == [[0, 2, 4], [6, -7, -7], [1, 3, 5]]
+
+
+def test_each_group_of_teams_takes_a_kind_of_its_own() -> None:
+    """Two sharded copies: what one of them makes need not be like what the other makes."""
+    requests = [asked(i, {"num_inference_steps": 2 + i % 2}) for i in range(6)]
+    assert handed_out(Waves(requests, [2, 2])) == [[0, 2, 4, -5], [1, 3, 5, -6]]
+    assert handed_out(Waves(requests[:2], [2, 2])) == [[0, -1, 1, -2]]
+    assert handed_out(Waves(requests[:1], [2, 2])) == [[0, -1, None, None]]
+
+
+def test_a_wave_has_one_set_of_adapters() -> None:
+    requests = [asked(i, lora=lora) for i, lora in enumerate([{"ink": 1.0}, {}, {"ink": 1.0}, {"ink": 0.5}, {}])]
+    expected = [[0, 2], [1, 4], [3, None]]
+    assert handed_out(Waves(requests, [1, 1])) == expected
+    assert handed_out(Waves(requests, [2])) == [[0, 2], [1, 4], [3, -4]]
 
 
 @pytest.mark.parametrize(
@@ -54,10 +67,16 @@ def test_alike_is_what_decides_number_and_shape_of_forwards(
 
 
 def test_a_request_that_comes_back_goes_first_and_alone_where_asked() -> None:
-    requests = [Asked(i) for i in range(5)]
-    waves = Waves(requests, 2, lockstep=True)
-    wave = waves.next()
-    waves.again([wave[1]])
-    assert [r.number for r in waves.next()] == [1, 2]
+    requests = [asked(i) for i in range(5)]
+    waves = Waves(requests, [2])
+    waves.next()
+    waves.again([requests[1]])
+    assert [task.request.number for task in waves.next() if task] == [1, 2]
     waves.again([requests[1], requests[2]], alone=True)
-    assert handed_out(waves) == [[1], [2], [3, 4]]
+    assert handed_out(waves) == [[1, -2], [2, -3], [3, 4]]
+
+
+def test_who_is_alone_with_its_repetitions_knows_it() -> None:
+    first, second = Waves([asked(i) for i in range(3)], [2])
+    assert [task.is_alone for task in first if task] == [False, False]
+    assert [(task.is_alone, task.is_filler) for task in second if task] == [(True, False), (False, True)]

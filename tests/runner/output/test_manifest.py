@@ -4,30 +4,34 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
-from runner.output.manifest import IMAGES, Manifest, file_facts, free_stems
+from runner.output.folder import Folder
+from runner.output.lines import Failure, ManifestLine
+from runner.output.manifest import Manifest, file_facts, free_stems
+
+IMAGES = "images"
 
 
-def finished(manifest: Manifest, id: str, content: bytes = b"pixels") -> dict[str, Any]:
+def finished(manifest: Manifest, id: str, content: bytes = b"pixels") -> ManifestLine:
     """A picture with its line."""
     file = f"{IMAGES}/{id}.png"
-    (manifest.folder / IMAGES).mkdir(exist_ok=True)
-    (manifest.folder / file).write_bytes(content)
-    line = {"id": id, "file": file, **file_facts(manifest.folder / file)}
-    manifest.finished.append([line])
+    root = manifest.folder.path
+    (root / IMAGES).mkdir(exist_ok=True)
+    (root / file).write_bytes(content)
+    line = ManifestLine(id=id, file=file, **file_facts(root / file))
+    manifest.record([line], [], {})
     return line
 
 
 def test_finished_requests_are_found_again(tmp_path: Path) -> None:
-    manifest = Manifest(tmp_path)
+    manifest = Manifest(Folder(tmp_path))
     lines = {id: finished(manifest, id) for id in "abc"}
     state = manifest.recover()
     assert state.finished == lines and not state.notes
 
 
 def test_what_is_missing_cut_short_or_altered_loses_its_line(tmp_path: Path) -> None:
-    manifest = Manifest(tmp_path)
+    manifest = Manifest(Folder(tmp_path))
     for id in "abcde":
         finished(manifest, id)
     (tmp_path / IMAGES / "a.png").unlink()
@@ -37,21 +41,21 @@ def test_what_is_missing_cut_short_or_altered_loses_its_line(tmp_path: Path) -> 
     state = manifest.recover()
     assert sorted(state.finished) == ["d", "e"]
     assert state.notes == ["3 finished file(s) missing or damaged; made again"]
-    assert sorted(line["id"] for line in manifest.finished.lines()[0]) == ["d", "e"]
+    assert sorted(Manifest(Folder(tmp_path)).recover().finished) == ["d", "e"]
 
 
 def test_a_copied_folder_is_as_good(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
-    manifest = Manifest(tmp_path / "one")
+    manifest = Manifest(Folder(tmp_path / "one"))
     finished(manifest, "a")
     shutil.copytree(tmp_path / "one", tmp_path / "two", copy_function=shutil.copyfile)
-    assert list(Manifest(tmp_path / "two").recover().finished) == ["a"]
+    assert list(Manifest(Folder(tmp_path / "two")).recover().finished) == ["a"]
 
 
 def test_torn_lines_and_stale_temporary_files_go(tmp_path: Path) -> None:
-    manifest = Manifest(tmp_path)
+    manifest = Manifest(Folder(tmp_path))
     finished(manifest, "a")
-    with manifest.finished.path.open("ab") as stream:
+    with manifest.folder.manifest.open("ab") as stream:
         stream.write(b'{"id": "b", "fi')
     (tmp_path / IMAGES / ".b.png.12ab.tmp.png").write_bytes(b"half")
     state = manifest.recover()
@@ -61,40 +65,40 @@ def test_torn_lines_and_stale_temporary_files_go(tmp_path: Path) -> None:
 
 
 def test_a_request_that_was_made_twice_has_one_line(tmp_path: Path) -> None:
-    manifest = Manifest(tmp_path)
+    manifest = Manifest(Folder(tmp_path))
     for _ in range(2):
         finished(manifest, "a")
     assert len(manifest.recover().finished) == 1
-    assert len(manifest.finished.lines()[0]) == 1
+    assert len(manifest.folder.manifest.read_text().splitlines()) == 1
 
 
 def test_tries_are_counted_but_for_those_taken_back(tmp_path: Path) -> None:
-    manifest = Manifest(tmp_path)
+    manifest = Manifest(Folder(tmp_path))
     manifest.begin(["a", "b"])
     manifest.begin(["a", "c"])
     manifest.withdraw(["c"])
-    manifest.failures.append([{"id": "b", "message": "first"}, {"id": "b", "message": "last"}])
+    manifest.record([], [Failure(id="b", error="E", message=text) for text in ("first", "last")], {"b": 1})
     state = manifest.recover()
     assert state.attempts == {"a": 2, "b": 1, "c": 0}
-    assert state.failures["b"]["message"] == "last"
+    assert (state.failures["b"].message, state.failures["b"].attempts) == ("last", 2)
 
 
 def test_a_stem_that_another_request_has_is_left_alone() -> None:
-    line = {"file": f"{IMAGES}/0000-x-0.png"}
+    line = ManifestLine(id="aaaaaaaaaaaa", file=f"{IMAGES}/0000-x-0.png", bytes=1, mtime_ns=1, file_sha256="")
     wanted = [("aaaaaaaaaaaa", "0000-x-0"), ("bbbbbbbbbbbb", "0000-x-0"), ("bbbbbbbbbbbb", "0001-y-0")]
     assert free_stems(wanted, {"aaaaaaaaaaaa": line}) == ["0000-x-0", "0000-x-0-bbbbbbbb", "0001-y-0"]
 
 
 def test_ten_thousand_finished_requests_are_found_in_a_second(tmp_path: Path) -> None:
     """Loose: it fails when each is compared with each, or read."""
-    manifest = Manifest(tmp_path)
+    manifest = Manifest(Folder(tmp_path))
     (tmp_path / IMAGES).mkdir()
     lines = []
     for number in range(10_000):
         path = tmp_path / IMAGES / f"{number}.png"
         path.write_bytes(b"x")
-        lines.append({"id": str(number), "file": f"{IMAGES}/{number}.png", **file_facts(path)})
-    manifest.finished.append(lines)
+        lines.append(ManifestLine(id=str(number), file=f"{IMAGES}/{number}.png", **file_facts(path)))
+    manifest.record(lines, [], {})
     start = time.perf_counter()
     state = manifest.recover()
     free_stems([(id, id) for id in state.finished], state.finished)

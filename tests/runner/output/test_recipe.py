@@ -6,13 +6,23 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from runner.config import OnChange, RunConfig, load_config
 from runner.errors import UserError
-from runner.output.job_folder import folders_for
-from runner.output.lock import held, new_holder
+from runner.output.folder import Folder, folders_for
+from runner.output.job_folder import taken
+from runner.output.lock import Holder, LockLost, held
 from runner.output.recipe import choose_folder, differences, keep_recipe, recipe_of
 from runner.request import Part, parse_part
+from runner.world import World
+
+PREAMBLE = """
+import os, signal
+from pathlib import Path
+from runner.output.folder import Folder
+from runner.output.lock import Holder, held
+"""
 
 
 def recipe(*overrides: str) -> dict[str, object]:
@@ -38,11 +48,11 @@ def test_another_recipe_is_refused_and_the_difference_shown(tmp_path: Path) -> N
 
 
 def test_a_new_folder_is_found_again(tmp_path: Path) -> None:
-    keep_recipe(tmp_path / "out", recipe())
-    keep_recipe(tmp_path / "out-2", recipe("job.seed=1"))
+    keep_recipe(Folder(tmp_path / "out"), recipe())
+    keep_recipe(Folder(tmp_path / "out-2"), recipe("job.seed=1"))
 
     def chosen(*overrides: str) -> str:
-        return choose_folder(folders_for(tmp_path / "out", Part()), recipe(*overrides), OnChange.new_folder).name
+        return choose_folder(folders_for(tmp_path / "out", Part()), recipe(*overrides), OnChange.new_folder).path.name
 
     assert [chosen(), chosen("job.seed=1"), chosen("job.seed=2")] == ["out", "out-2", "out-3"]
 
@@ -50,29 +60,24 @@ def test_a_new_folder_is_found_again(tmp_path: Path) -> None:
 def test_a_recipe_that_cannot_be_read_is_no_reason_to_forget_it(tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text("{")
     with pytest.raises(UserError, match=r"recipe.json cannot be read"):
-        choose_folder(iter([tmp_path]), recipe(), OnChange.refuse)
+        choose_folder(iter([Folder(tmp_path)]), recipe(), OnChange.refuse)
 
 
 def test_the_second_job_is_refused_and_told_who_is_first(tmp_path: Path) -> None:
-    holder = new_holder()
-    with held(tmp_path, holder):
-        code = (
-            "from pathlib import Path; from runner.lock import held, new_holder\n"
-            f"with held(Path({str(tmp_path)!r}), new_holder()): pass"
-        )
+    holder = Holder.this_run()
+    with held(Folder(tmp_path), holder):
+        code = f"{PREAMBLE}\nwith held(Folder(Path({str(tmp_path)!r})), Holder.this_run()): pass"
         second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-        assert f"is in use by process {holder['pid']} on {holder['host']}" in second.stderr
-    with held(tmp_path, new_holder()):
-        assert json.loads((tmp_path / "job.lock").read_text())["run"] != holder["run"]
+        assert f"is in use by process {holder.pid} on {holder.host}" in second.stderr
+    with held(Folder(tmp_path), Holder.this_run()):
+        assert json.loads((tmp_path / "job.lock").read_text())["run"] != holder.run
 
 
 def test_a_dead_job_holds_no_lock(tmp_path: Path) -> None:
-    code = (
-        "import os, signal; from pathlib import Path; from runner.lock import held, new_holder\n"
-        f"with held(Path({str(tmp_path)!r}), new_holder()): os.kill(os.getpid(), signal.SIGKILL)"
-    )
+    dies = f"with held(Folder(Path({str(tmp_path)!r})), Holder.this_run()): os.kill(os.getpid(), signal.SIGKILL)"
+    code = f"{PREAMBLE}\n{dies}"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
-    with held(tmp_path, new_holder()):
+    with held(Folder(tmp_path), Holder.this_run()):
         pass
 
 
@@ -88,7 +93,7 @@ def test_parts_share_out_everything_without_overlap() -> None:
 
 def test_a_job_that_was_split_is_not_split_otherwise(tmp_path: Path) -> None:
     (tmp_path / "part-1-of-4").mkdir()
-    assert next(folders_for(tmp_path, Part(2, 4))) == tmp_path / "part-2-of-4"
+    assert next(folders_for(tmp_path, Part(2, 4))) == Folder(tmp_path / "part-2-of-4")
     with pytest.raises(UserError, match=r"in 4 part"):
         next(folders_for(tmp_path, Part(1, 3)))
     with pytest.raises(UserError, match=r"in 4 part"):
@@ -104,3 +109,28 @@ def test_wrong_job_settings_are_refused() -> None:
     for override in ("job.max_attempts=0", "job.timeout_seconds=0", "job.grace_seconds=-1", "job.part=3/2"):
         with pytest.raises(UserError, match=override.split("=")[0]):
             load_config(None, [override])
+
+
+def test_a_lock_that_was_removed_is_noticed_by_who_held_it(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    with held(folder, Holder.this_run()) as lock:
+        lock.check()
+        folder.lock.unlink()
+        with pytest.raises(LockLost, match=r"job\.lock was removed or replaced"):
+            lock.check()
+        with held(folder, Holder.this_run()) as second, pytest.raises(LockLost):
+            second.check()
+            lock.check()
+
+
+@pytest.mark.parametrize("name", ["job.lock", "manifest.jsonl", "attempts.jsonl", "run.json", "recipe.json"])
+def test_a_link_in_a_files_place_is_refused_and_its_target_stays(name: str, tmp_path: Path) -> None:
+    target = tmp_path / "precious"
+    target.write_text("text")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).symlink_to(target)
+    config = load_config(None, [f"job.output={tmp_path / 'out'}"])
+    alone = World(0, 1, torch.device("cpu"))
+    with pytest.raises(UserError, match=f"{name} is a link to"), taken(config.job, recipe(), alone):
+        pass
+    assert target.read_text() == "text"

@@ -13,12 +13,12 @@ from peft import PeftModel
 from lora import Edits
 from runner.config import LoraMode, RunConfig, load_config
 from runner.errors import UserError
-from runner.job.job import Request, plan
 from runner.job.prompts import Prompt, read_prompts
-from runner.job.waves import Waves
+from runner.job.requests import requests_of
 from runner.pipeline.adapters import Adapters, recipe_of_lora
 from runner.pipeline.open import open_pipeline
 from runner.pipeline.pipeline import Pipeline
+from runner.request import Request
 from runner.world import World
 from tests import tiny
 
@@ -39,7 +39,7 @@ def opened(*adapters: dict[str, Any], mode: str = "merge") -> Pipeline:
 
 def ids(pipeline: Pipeline, lora: dict[str, float] | None = None) -> list[str]:
     config = load_config(None, ["job.images_per_prompt=2"])
-    return [request.id for request in plan([Prompt("a cat", lora=lora)], config.job, pipeline, RECIPE)]
+    return [request.id for request in requests_of([Prompt("a cat", lora=lora)], config.job, pipeline, RECIPE)]
 
 
 def test_a_list_is_short_for_the_adapters_and_the_mode_stays_apart(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_requests_switch_adapters_and_give_the_bits_of_peft(mode: str, emoji: Pa
     weights = {key: value.clone() for key, value in pipeline.stock.transformer.state_dict().items()}
 
     def ours(**lora: float) -> np.ndarray:
-        return pipeline("a cat", 1, CALL, "np", lora)
+        return pipeline(Request("a cat", 1, CALL, lora, output_type="np"))
 
     def stock(adapted: Any) -> np.ndarray:
         with torch.inference_mode():
@@ -147,17 +147,6 @@ def test_requests_switch_adapters_and_give_the_bits_of_peft(mode: str, emoji: Pa
     assert np.array_equal(ours(ink=1.0), expected)
     assert np.array_equal(ours(), base)
     assert all(torch.equal(value, weights[key]) for key, value in pipeline.stock.transformer.state_dict().items())
-
-
-def test_a_wave_holds_one_choice_of_adapters() -> None:
-    choices = [{"ink": 1.0}, {}, {"ink": 1.0}, {"ink": 0.5}, {}]
-    requests = [Request(str(i), i, "a cat", i, {}, str(i), lora) for i, lora in enumerate(choices)]
-
-    def waves(lockstep: bool) -> list[list[int]]:
-        return [[request.number for request in wave] for wave in Waves(requests, 2, lockstep=lockstep)]
-
-    assert waves(True) == [[0, 2], [1, 4], [3]]
-    assert waves(False) == [[0, 2], [1, 4], [3]], "ranks of a node may share the weights that are edited"
 
 
 def test_what_fails_in_one_component_is_taken_back_in_the_others() -> None:

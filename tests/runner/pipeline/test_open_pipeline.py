@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from runner.config import load_config
 from runner.errors import UserError
 from runner.pipeline.open import open_pipeline
-from runner.pipeline.pipeline import Pipeline
+from runner.pipeline.pipeline import Pipeline, WrittenOutsideInferenceMode
+from runner.request import Request
 from runner.world import World
 from tests import tiny
 
@@ -20,6 +21,10 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 def opened(path: Path, *overrides: str) -> Pipeline:
     return open_pipeline(load_config(None, [f"model.path={path}", *overrides]), ALONE)
+
+
+def _write(state: torch.Tensor) -> None:
+    state.mul_(1)
 
 
 @pytest.fixture
@@ -134,13 +139,14 @@ def test_components_run_inside_inference_mode_and_stages_follow_the_declared_ord
         component.module.register_forward_pre_hook(
             lambda *_, name=component.name: seen.__setitem__(name, torch.is_inference_mode_enabled())
         )
-    pipeline(family.prompts[0], 0, family.call, "np")
+    pipeline(Request(family.prompts[0], 0, family.call, output_type="np"))
     assert seen["text_encoder"] and seen["transformer"]
     assert [c.stage for c in pipeline.components] == ["encode", "denoise", "decode"]
     assert pipeline.timings.calls["denoise"] == 3
     assert pipeline.timings.calls["decode"] == 1
     assert not torch.is_inference_mode_enabled()
-    assert "forward" not in vars(pipeline.stock.transformer), "the boundary comes off after the call"
+    pipeline.close()
+    assert "to" not in vars(pipeline.stock.transformer), "the boundaries come off"
 
 
 @pytest.mark.parametrize("name", tiny.FAMILIES)
@@ -151,5 +157,25 @@ def test_latents_and_pixels_are_the_stock_pipelines_bits(name: str, tiny_root: P
     for output_type in ("latent", "np"):
         for seed, prompt in enumerate(family.prompts[:2]):
             expected = torch.as_tensor(tiny.call_stock(stock, family, prompt, seed, output_type=output_type)[0])
-            made = ours(prompt[0] if isinstance(prompt, list) else prompt, seed, family.call, output_type)
+            text = prompt[0] if isinstance(prompt, list) else prompt
+            made = ours(Request(text, seed, family.call, output_type=output_type))
             assert torch.equal(torch.as_tensor(made), expected)
+
+
+def test_state_of_the_pipelines_own_that_a_component_writes_in_place_names_the_scope_that_works(
+    tiny_root: Path,
+) -> None:
+    """Such as a cache of keys and values that the pipeline makes, in inference mode, and the transformer fills."""
+    path, family = tiny.build("flux", tiny_root), tiny.FAMILIES["flux"]
+    request = Request("a cat", 0, family.call, output_type="np")
+    for scope in ("weights", "component"):
+        pipeline = opened(path, "placement.transformer.rest=disk", f"execution.leave_inference={scope}")
+        pipeline.stock.transformer.register_forward_pre_hook(
+            lambda _, args, kwargs: _write(kwargs["hidden_states"]), with_kwargs=True
+        )
+        if scope == "weights":
+            pipeline(request)
+        else:
+            with pytest.raises(WrittenOutsideInferenceMode, match=r"transformer writes.*leave_inference=weights"):
+                pipeline(request)
+        pipeline.close()

@@ -1,0 +1,71 @@
+"""What ranks tell each other about the job's health: a line of JSON each."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from runner.health.fault import Fault, Status
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    status: Status
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Some rank was asked to stop."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """To rank 0: the job cannot go on. `is_echo`: another rank may be the cause."""
+
+    fault: Fault
+    is_echo: bool
+
+
+@dataclass(frozen=True)
+class End:
+    """Every rank ends now, with this exit code. `deaf`: ranks that will not hear of it."""
+
+    code: int
+    deaf: tuple[Status, ...] = ()
+
+
+@dataclass(frozen=True)
+class Bye:
+    """This rank is done."""
+
+
+Message = Heartbeat | Stop | Report | End | Bye
+
+
+def encode(message: Message) -> bytes:
+    return json.dumps({"kind": type(message).__name__, **asdict(message)}).encode() + b"\n"
+
+
+def decode(line: bytes) -> Message | None:
+    """None for what is no message of ours: half a line of a peer that died, or a stranger's."""
+    try:
+        fields = json.loads(line)
+        return _read(fields.pop("kind"), fields)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _read(kind: str, fields: dict[str, Any]) -> Message:
+    match kind:
+        case "Heartbeat":
+            return Heartbeat(Status(**fields["status"]))
+        case "Stop":
+            return Stop(str(fields["reason"]))
+        case "Report":
+            return Report(Fault(**fields["fault"]), bool(fields["is_echo"]))
+        case "End":
+            return End(int(fields["code"]), tuple(Status(**status) for status in fields["deaf"]))
+        case "Bye":
+            return Bye()
+    raise ValueError(kind)

@@ -1,0 +1,82 @@
+"""Prompts become requests, and those that earlier runs have settled are told from those that are left."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from runner.config import Format, JobConfig
+from runner.errors import UserError
+from runner.job.prompts import Prompt, read_prompts
+from runner.job.results import Failed, Made, Settled
+from runner.output.lines import Failure
+from runner.output.manifest import State, free_stems
+from runner.output.write import slug
+from runner.pipeline.pipeline import Pipeline
+from runner.request import Request
+
+
+def read_job(job: JobConfig) -> list[Prompt]:
+    """The prompts of the file `job.prompts`, which comes before a recipe's `job.prompt`, else those of `job.prompt`.
+
+    Raises UserError when there are none, or one is no text (or class label).
+    """
+    if job.prompts is not None:
+        return read_prompts(Path(job.prompts))
+    prompts = job.prompt if isinstance(job.prompt, list) else [] if job.prompt is None else [job.prompt]
+    if not prompts:
+        raise UserError('nothing to make: set job.prompt="a rocket", or job.prompts=FILE')
+    for prompt in prompts:
+        if not isinstance(prompt, str | int) or isinstance(prompt, bool):
+            raise UserError(f"job.prompt: {prompt!r} is not text (or a class label); quote it")
+    return [Prompt(prompt) for prompt in prompts]
+
+
+def requests_of(
+    prompts: Sequence[Prompt], job: JobConfig, pipeline: Pipeline, recipe: Mapping[str, Any]
+) -> list[Request]:
+    """Every request of the job, in order, checked against the pipeline's signature.
+
+    `recipe` is what decides the pixels of all of them: the weights' identity and the dtype.
+    """
+    requests: dict[str, Request] = {}
+    output_type = "np" if job.format is Format.npy else "pil"
+    for position, prompt in enumerate(prompts):
+        where = f"prompt {position + 1}"
+        pipeline.check_prompt(prompt.text, where)
+        pipeline.check_arguments(prompt.call, where)
+        call = {**job.call, **prompt.call}
+        lora = pipeline.adapters.choose(prompt.lora, where, call)
+        decides = {**recipe, "prompt": prompt.text, "call": call, "format": job.format.value}
+        decides |= pipeline.adapters.identity(lora)
+        first = job.seed if prompt.seed is None else prompt.seed
+        for seed in range(first, first + job.images_per_prompt):
+            text = json.dumps({**decides, "seed": seed}, sort_keys=True, default=str)
+            id = hashlib.sha256(text.encode()).hexdigest()[:16]
+            number = position * job.images_per_prompt + seed - first
+            stem = f"{number:04d}-{slug(prompt.text)}-{seed}"
+            # A request that is asked for twice is the same picture: made once, under its first number.
+            requests.setdefault(id, Request(prompt.text, seed, call, lora, output_type, id, number, stem))
+    return list(requests.values())
+
+
+def settle(requests: Sequence[Request], state: State, max_attempts: int) -> tuple[list[Settled], list[Request]]:
+    """What earlier runs have settled (finished, or given up after `max_attempts` tries), and what is left to make.
+
+    What was tried before and did not finish comes last: should it end the job again, the others are made by then.
+    """
+    settled: list[Settled] = []
+    left = []
+    stems = free_stems([(request.id, request.stem) for request in requests], state.finished)
+    for request, stem in zip(requests, stems, strict=True):
+        attempts = state.attempts.get(request.id, 0)
+        if request.id in state.finished:
+            settled.append(Made(request, state.finished[request.id], earlier=True))
+        elif attempts >= max_attempts:
+            failure = state.failures.get(request.id) or Failure.without_a_word(request, attempts)
+            settled.append(Failed(request, failure, earlier=True))
+        else:
+            left.append(replace(request, stem=stem))
+    return settled, sorted(left, key=lambda request: state.attempts.get(request.id, 0))
