@@ -2,7 +2,7 @@
 
 from lora.adapter import Adapter, AdapterError, LowRank
 from lora.arithmetic import write_merged
-from lora.dynamic import BesideLayers
+from lora.dynamic import BesideLayers, forget_scales
 from lora.edits import Edits, Terms, edits_of
 from lora.merged import MergedWeights, ReadBase
 from lora.reading import adapter_identity, read_adapter
@@ -18,6 +18,7 @@ __all__ = [
     "Terms",
     "adapter_identity",
     "edits_of",
+    "forget_scales",
     "read_adapter",
     "write_merged",
 ]

@@ -2,14 +2,15 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from peft.utils.other import get_pattern_key
 from torch import nn
+from transformers import PreTrainedModel
 
 from lora.adapter import LowRank, few
+from lora.settings import Settings
 
 _FACTOR = re.compile(r"(?P<layer>.+)\.lora_(?P<side>A|B|down|up)(\.default)?\.weight")
 _ALPHA = re.compile(r"(?P<layer>.+?)(\.lora_\w+(\.weight)?)?\.alpha")
@@ -24,37 +25,14 @@ _UNSUPPORTED = {
     "embedding": re.compile(r"lora_embedding_"),
     "Tucker core": re.compile(r"lora_mid"),
 }
-# peft's settings under which factors mean something else than a change of their layer's weight.
-_OTHER_MEANINGS = (
-    "use_dora",
-    "lora_bias",
-    "modules_to_save",
-    "fan_in_fan_out",
-    "layer_replication",
-    "target_parameters",
-    "trainable_token_indices",
-    "use_bdlora",
-    "alora_invocation_tokens",
-)
-# With these peft leaves the base as it is; with the rest (pissa, ...) the factors belong to a changed one.
-_INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
-def unsupported_parts(keys: Iterable[str], config: Mapping[str, Any]) -> list[str]:
-    """A line for each kind of tensor, or setting, that is more than LoRA."""
+def unsupported_parts(keys: Iterable[str]) -> list[str]:
+    """A line for each kind of tensor that is more than LoRA."""
     problems = []
     for kind, pattern in _UNSUPPORTED.items():
         if found := sorted(key for key in keys if pattern.search(key)):
             problems.append(f"{kind} parts are not supported: {few(found)}")
-    for key, value in config.items():
-        name = key.rpartition(".")[2]  # diffusers stores settings under component names: "transformer.use_dora"
-        if (
-            (name in _OTHER_MEANINGS and value)
-            or (name == "bias" and value != "none")
-            or (name == "init_lora_weights" and value not in _INITS)
-            or (name == "peft_type" and value != "LORA")
-        ):
-            problems.append(f"its settings say {key}={value}, which is not supported")
     return problems
 
 
@@ -65,28 +43,38 @@ def layer_of(module: nn.Module, key: str) -> nn.Module | None:
 
 
 def check_component(
-    tensors: Mapping[str, torch.Tensor], module: nn.Module, config: Mapping[str, Any]
+    tensors: Mapping[str, Any], module: nn.Module, settings: Settings
 ) -> tuple[dict[str, LowRank], list[str]]:
-    """Every weight's change by its name, and a line for each kind of thing that is wrong."""
+    """Every weight's change by its name, and a line for each kind of thing that is wrong.
+
+    `tensors`: factors, and alphas, which may be plain numbers.
+    """
     sides: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
-    alphas: dict[str, float] = {}
+    alphas: dict[str, Any] = {}
     problems: dict[str, list[str]] = defaultdict(list)
     for key, tensor in tensors.items():
         if match := _FACTOR.fullmatch(key):
-            sides[match["layer"]][_SIDES[match["side"]]] = tensor
+            side = _SIDES[match["side"]]
+            if side in sides[match["layer"]]:
+                problems[f"have two factors for one side ({side})"].append(match["layer"])
+            sides[match["layer"]][side] = tensor
         elif (match := _ALPHA.fullmatch(key)) and _is_number(tensor):
-            alphas[match["layer"]] = float(tensor)
+            if match["layer"] in alphas:
+                problems["have two alphas"].append(match["layer"])
+            alphas[match["layer"]] = tensor
         else:
             problems["are no LoRA factors"].append(key)
     problems["are alphas without factors"] = sorted(set(alphas) - set(sides))
+    for what, layers in _wrong_alphas(alphas, sides, module, settings):
+        problems[what] += layers
     shared = _shared_weights(module)
     changes = {}
     for layer, factors in sides.items():
-        problem = _problem(layer, factors, module, shared, config)
+        problem = _problem(layer, factors, module, shared, settings)
         if problem:
             problems[problem].append(layer)
         else:
-            changes[f"{layer}.weight"] = _change(layer, factors, alphas, config)
+            changes[f"{layer}.weight"] = _change(layer, factors, alphas, settings)
     return changes, [f"{len(keys)} {problem}: {few(sorted(keys))}" for problem, keys in problems.items() if keys]
 
 
@@ -94,19 +82,41 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) or (isinstance(value, torch.Tensor) and value.numel() == 1)
 
 
-def _change(
-    layer: str, factors: Mapping[str, torch.Tensor], alphas: Mapping[str, float], config: Mapping[str, Any]
-) -> LowRank:
-    """Alpha as stored for the layer, else as the settings say, else such that the factors count as they are."""
+def _wrong_alphas(
+    alphas: Mapping[str, Any], layers: Iterable[str], module: nn.Module, settings: Settings
+) -> Iterator[tuple[str, list[str]]]:
+    """Where the libraries would take another number for a layer's alpha than the one that is stored for it.
+
+    Run with diffusers 0.42.1: Flux's loader gives layers that have none the alpha that it meets first in the file, its
+    converter of kohya's files their rank, and the loader of SD3 raises. And Flux's makes patterns of the layers' names,
+    which match the end of a name: `proj_out` is also `single_transformer_blocks.0.proj_out`. In a text encoder they are
+    made of names that transformers 5 has no more, so that all its layers get the first alpha. We do not choose.
+    """
+    if not alphas:
+        return
+    if isinstance(module, PreTrainedModel) and len({float(alpha) for alpha in alphas.values()}) > 1:
+        yield "have different alphas in a text encoder, which diffusers mixes up", sorted(alphas)
+    yield "have no alpha, where others have one; give each layer its own", sorted(set(layers) - set(alphas))
+    if settings.alpha is not None:
+        yield "have an alpha stored, which the settings give too; keep one of them", sorted(alphas)
+    taken = []
+    for layer, alpha in alphas.items():
+        words = layer.split(".")
+        ends = (".".join(words[i:]) for i in range(1, len(words)))
+        taken += [layer for end in ends if end in alphas and float(alphas[end]) != float(alpha)]
+    yield "have another alpha than the layer whose name theirs ends with, which diffusers mixes up", taken
+
+
+def _change(layer: str, factors: Mapping[str, torch.Tensor], alphas: Mapping[str, Any], settings: Settings) -> LowRank:
+    """Alpha as stored for the layer, else as the settings say, else such that the factors count as they are.
+
+    A stored one stays the tensor that it is: peft computes with it in its own precision.
+    """
     rank = factors["down"].shape[0]
-    stabilised = bool(config.get("use_rslora"))
-    if layer in alphas:
-        alpha = alphas[layer]
-    elif "lora_alpha" in config:
-        alpha = _by_pattern(config.get("alpha_pattern"), layer, config["lora_alpha"])
-    else:
-        alpha = rank
-    return LowRank(factors["down"], factors["up"], float(alpha), stabilised)
+    alpha = alphas[layer].reshape(()) if isinstance(alphas.get(layer), torch.Tensor) else alphas.get(layer)
+    if alpha is None:
+        alpha = settings.alpha_of(layer)
+    return LowRank(factors["down"], factors["up"], float(rank) if alpha is None else alpha, settings.rank_stabilised)
 
 
 def _problem(
@@ -114,7 +124,7 @@ def _problem(
     factors: Mapping[str, torch.Tensor],
     module: nn.Module,
     shared: frozenset[str],
-    config: Mapping[str, Any],
+    settings: Settings,
 ) -> str | None:
     """What is wrong with one layer's factors, as the end of a sentence about layers."""
     layer = _submodule(module, name)
@@ -132,25 +142,20 @@ def _problem(
         return f"have factors of different ranks, such as {list(down.shape)} and {list(up.shape)}"
     if (up.shape[0], *down.shape[1:]) != shape or any(size != 1 for size in up.shape[2:]):
         return f"have factors of the wrong shape, such as {list(up.shape)} x {list(down.shape)} for {list(shape)}"
-    if not (down.is_floating_point() and up.is_floating_point() and down.isfinite().all() and up.isfinite().all()):
+    if not (down.isfinite().all() and up.isfinite().all()):
         return "have factors with values that are no finite numbers"
-    rank = _by_pattern(config.get("rank_pattern"), name, config.get("r"))
+    rank = settings.rank_of(name)
     if rank not in (None, down.shape[0]):
         return f"have factors of rank {down.shape[0]} where the settings say {rank}"
     return None
 
 
-def _by_pattern(patterns: Mapping[str, Any] | None, layer: str, default: Any) -> Any:
-    """The setting of the first pattern that the layer's name ends with, as peft matches them."""
-    patterns = patterns or {}
-    return patterns.get(get_pattern_key(list(patterns), layer), default)
-
-
 def _submodule(module: nn.Module, name: str) -> nn.Module | None:
-    try:
-        return module.get_submodule(name)
-    except AttributeError:
-        return None
+    """Not by attributes, as `get_submodule` does: a file could name a property, and have it computed."""
+    inner: nn.Module | None = module
+    for word in name.split("."):
+        inner = inner._modules.get(word) if inner is not None else None
+    return inner
 
 
 def _weight_shape(layer: nn.Module) -> tuple[int, ...] | None:

@@ -11,6 +11,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from lora.arithmetic import write_merged
 from lora.edits import Edits
+from weights.modes import normal_mode
 
 ReadBase = Callable[[str, slice, slice], torch.Tensor]
 """A weight's name, and the rows and columns that are wanted of it -> their base, on the host."""
@@ -43,8 +44,7 @@ class MergedWeights:
         gathered, offloaded, or on meta.
         """
         names = [n for n in {**self._edits.terms, **edits.terms} if edits.of(n) != self._edits.of(n)]
-        # inference_mode(False) alone would turn autograd on.
-        with torch.inference_mode(False), torch.no_grad():
+        with normal_mode():
             self._check(names, edits)
             written = []
             try:

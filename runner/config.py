@@ -210,8 +210,8 @@ def describe() -> Iterator[tuple[str, str, str]]:
 
 
 def adapter_name(adapter: AdapterConfig) -> str:
-    """Its name, or that of its file or folder without the ending."""
-    return adapter.name or Path(adapter.path).stem
+    """Its name, or that of its folder, or of its file without the ending. A version is no ending: `style-v1.5`."""
+    return adapter.name or Path(adapter.path).name.removesuffix(".safetensors") or adapter.path
 
 
 def _read_file(file: Path) -> dict[str, Any]:

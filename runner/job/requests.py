@@ -49,7 +49,7 @@ def requests_of(
         pipeline.check_prompt(prompt.text, where)
         pipeline.check_arguments(prompt.call, f"{where}: ", f"; named {COMMENT}..., a column or field is left out")
         call = {**job.call, **prompt.call}
-        lora = pipeline.adapters.choose(prompt.lora, where)
+        lora = pipeline.adapters.choose(prompt.lora, where, call)
         decides = {**recipe, "prompt": prompt.text, "call": call, "format": job.format.value}
         decides |= pipeline.adapters.identity(lora)
         first = job.seed if prompt.seed is None else prompt.seed

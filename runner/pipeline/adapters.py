@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -21,9 +22,11 @@ from lora import (
     Terms,
     adapter_identity,
     edits_of,
+    forget_scales,
     read_adapter,
     write_merged,
 )
+from lora.settings import is_finite
 from runner.components.component import Component
 from runner.components.skeleton import stored_name
 from runner.config import LoraConfig, LoraMode, adapter_name
@@ -33,6 +36,8 @@ from weights.agreement import Group, on_all_ranks
 from weights.checkpoint import CheckpointError
 from weights.stored_weights import StoredWeights
 from weights.tied import tied_names
+
+NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 
 
 class Place(Protocol):
@@ -62,17 +67,40 @@ class Adapters:
         self._group = group
         self._active: dict[str, float] = {}
 
-    def choose(self, asked: Mapping[str, float] | None, where: str) -> dict[str, float]:
+    def choose(
+        self, asked: Mapping[str, float] | None, where: str, call: Mapping[str, Any] = NO_ARGUMENTS
+    ) -> dict[str, float]:
         """The weights by name that a prompt is made with: those it asks for, else the configured ones.
 
-        Raises UserError, saying `where`, for a name that is not configured.
+        Raises UserError, saying `where`, for a name that is not configured, and for an argument of the `call` that is
+        for adapters and could not reach these.
         """
         chosen = self._weights if asked is None else asked
         for name in chosen:
             if name not in self._adapters:
                 known = ", ".join(self._adapters) or "none; set lora.adapters"
                 raise UserError(f"{where}: lora {name!r} is not configured; there is {known}")
-        return {name: weight for name, weight in chosen.items() if weight != 0}
+        active = {name: weight for name, weight in chosen.items() if weight != 0}
+        if active:  # without, the libraries ignore a scale, whatever it is
+            self._check_scales(call, where)
+        return active
+
+    def _check_scales(self, call: Mapping[str, Any], where: str) -> None:
+        """Pipelines take a factor for all adapters as `scale`, within the arguments for attention layers.
+
+        They know three names: attention_kwargs, joint_attention_kwargs, cross_attention_kwargs.
+        """
+        for name, value in call.items():
+            if not (name.endswith("attention_kwargs") and isinstance(value, Mapping) and "scale" in value):
+                continue
+            scale = value["scale"]
+            if not is_finite(scale):
+                raise UserError(f"{where}: {name}.scale is {scale!r}; give it a finite number")
+            if self._mode is LoraMode.merge and scale != 1:
+                raise UserError(
+                    f"{where}: {name}.scale={scale} has no effect with lora.mode=merge, where adapters are in the "
+                    "weights; set lora.mode=dynamic, or multiply the adapters' own weights"
+                )
 
     def identity(self, active: Mapping[str, float]) -> dict[str, Any]:
         """What decides the pixels of a request beside its own fields: nothing where no adapter is active.
@@ -92,6 +120,7 @@ class Adapters:
 
         All or nothing: what fails in one component, on any rank of the group, is taken back in all.
         """
+        forget_scales()  # of the request before
         if list(active.items()) == list(self._active.items()):
             return
         done: list[str] = []
