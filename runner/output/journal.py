@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from runner.output.write import write_whole
+from runner.output.write import parse_object, write_whole
 
 JsonObject = Mapping[str, Any]
 
@@ -22,7 +22,7 @@ class Journal:
         if not self.path.exists():
             return [], 0
         *texts, rest = self.path.read_bytes().split(b"\n")
-        parsed = [_object(text) for text in texts if text.strip()]
+        parsed = [parse_object(text) for text in texts if text.strip()]
         whole = [line for line in parsed if line is not None]
         return whole, len(parsed) - len(whole) + (rest != b"")
 
@@ -48,11 +48,3 @@ class Journal:
 def _encoded(lines: Iterable[JsonObject]) -> bytes:
     text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False, default=str) + "\n" for line in lines)
     return text.encode("utf-8", "replace")
-
-
-def _object(text: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None

@@ -7,7 +7,7 @@ from typing import Any
 from runner.config import OnChange, RunConfig
 from runner.errors import UserError
 from runner.output.folder import Folder
-from runner.output.write import write_whole
+from runner.output.write import parse_object, write_whole
 
 
 def recipe_of(config: RunConfig, identity: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,11 +50,14 @@ def choose_folder(folders: Iterator[Folder], recipe: Mapping[str, Any], on_chang
 def read_recipe(folder: Folder) -> dict[str, Any] | None:
     """The recipe that a folder keeps, or None. Raises UserError when it cannot be read."""
     try:
-        return json.loads(folder.recipe.read_text(encoding="utf-8"))
+        recipe = parse_object(folder.recipe.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder.recipe} cannot be read ({error}); restore it, or name another job.output") from error
+    except OSError as error:
+        raise UserError(f"{folder.recipe} cannot be read ({error.strerror}); name another job.output") from error
+    if recipe is None:
+        raise UserError(f"{folder.recipe} is damaged (no JSON object); restore it, or name another job.output")
+    return recipe
 
 
 def keep_recipe(folder: Folder, recipe: Mapping[str, Any]) -> None:

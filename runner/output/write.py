@@ -1,6 +1,7 @@
 """Files that are written whole or not at all."""
 
 import json
+import math
 import os
 import re
 import secrets
@@ -38,10 +39,24 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in the file; empty when there is no such file, or none that can be read."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        return parse_object(path.read_bytes()) or {}
+    except FileNotFoundError:
         return {}
-    return value if isinstance(value, dict) else {}
+
+
+def parse_object(text: bytes) -> dict[str, Any] | None:
+    """The object that strict JSON describes: NaN and infinity, which Python would take, are none. None for all else."""
+    try:
+        value = json.loads(text, parse_constant=_finite, parse_float=_finite)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(text)
+    return number
 
 
 def slug(prompt: str | int, limit: int = 40) -> str:

@@ -59,7 +59,7 @@ def test_a_new_folder_is_found_again(tmp_path: Path) -> None:
 
 def test_a_recipe_that_cannot_be_read_is_no_reason_to_forget_it(tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text("{")
-    with pytest.raises(UserError, match=r"recipe.json cannot be read"):
+    with pytest.raises(UserError, match=r"recipe.json is damaged"):
         choose_folder(iter([Folder(tmp_path)]), recipe(), OnChange.refuse)
 
 
