@@ -5,7 +5,7 @@ export HF_HUB_OFFLINE := 1
 # One thread a rank: two ranks on a small machine otherwise fight for its cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup generate test test-slurm test-nodes test-chaos lint
+.PHONY: setup generate test test-slurm test-nodes test-chaos gpu-check lint
 
 setup: $(VENV)/.installed
 
@@ -31,6 +31,10 @@ test-nodes: setup
 
 test-chaos: setup
 	$(BIN)/python -m pytest -s -m chaos tests/distributed/test_chaos.py
+
+# On a machine with one or more GPUs: ten minutes at most, and one file to send back.
+gpu-check: setup
+	$(BIN)/python scripts/gpu_check.py
 
 lint: setup
 	$(BIN)/ruff check .
