@@ -57,10 +57,23 @@ def taken(job: JobConfig, recipe: Mapping[str, Any], world: World) -> Iterator[J
         yield JobFolder(folder, state, recipe, Manifest(folder, writes=world.rank == 0), run_file, *(locks or [None]))
 
 
+def _check_state_file(file: Path) -> None:
+    """It is written when the job ends, however it ends: too late to find out that it cannot be."""
+    try:
+        with TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"job.state_file: cannot write to {file.parent}: {error.strerror or error}") from error
+    if file.is_dir():
+        raise UserError(f"job.state_file: {file} is a folder; name a file")
+
+
 def _take(
     job: JobConfig, recipe: Mapping[str, Any], stack: ExitStack, locks: list[Lock | None]
 ) -> tuple[Folder, Holder, State]:
     output, holder = Path(job.output), Holder.this_run()
+    if job.state_file is not None:
+        _check_state_file(Path(job.state_file))
     try:
         folders = map(_without_links, folders_for(output, parse_part(job.part)))
         folder = choose_folder(folders, recipe, job.on_change)

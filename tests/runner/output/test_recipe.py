@@ -134,3 +134,10 @@ def test_a_link_in_a_files_place_is_refused_and_its_target_stays(name: str, tmp_
     with pytest.raises(UserError, match=f"{name} is a link to"), taken(config.job, recipe(), alone):
         pass
     assert target.read_text() == "text"
+
+
+@pytest.mark.parametrize("state_file", ["nowhere/state", ""])
+def test_a_state_file_that_cannot_be_written_is_refused_at_the_start(state_file: str, tmp_path: Path) -> None:
+    job = load_config(None, [f"job.output={tmp_path / 'out'}", f"job.state_file={tmp_path / state_file}"]).job
+    with pytest.raises(UserError, match=r"job\.state_file: "), taken(job, recipe(), World(0, 1, torch.device("cpu"))):
+        pass
