@@ -10,14 +10,13 @@ from typing import Any
 import diffusers
 import transformers
 from diffusers import DiffusionPipeline
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from runner.components.load import check_placement, placement_of
+from runner.components.skeleton import library_of
 from runner.config import RunConfig
 from runner.errors import UserError
-
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+from weights.checkpoint import Checkpoint, CheckpointError, Library
 
 
 def read_index(root: Path) -> dict[str, Any]:
@@ -43,7 +42,7 @@ def read_directory(root: Path, config: RunConfig) -> tuple[dict[str, Any], dict[
             raise UserError(f"placement.{name}: the model has no such component; it has {', '.join(modules)}")
     for name in modules:
         check_placement(name, placement_of(name, config))
-        check_weights(root / name)
+        check_weights(root / name, library_of(classes[name]))
     pipeline_class(root, index)
     return index, classes
 
@@ -81,39 +80,12 @@ def component_classes(root: Path, index: Mapping[str, Any]) -> dict[str, type]:
     return classes
 
 
-def check_weights(folder: Path) -> None:
-    """Refuse a component folder whose weights are missing, pickled, or cut short; only headers are read."""
-    files = weight_files(folder)
-    if not files:
-        pickles = sorted(f.name for f in folder.glob("*") if f.suffix in PICKLES)
-        if pickles:
-            raise UserError(
-                f"{folder} has only pickled weights ({', '.join(pickles)}), which can run code when read; "
-                "convert them to safetensors"
-            )
-        raise UserError(f"{folder} holds no .safetensors weights; the download or copy is incomplete")
-    for file in files:
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except FileNotFoundError:
-            raise UserError(f"missing weights: {file} is named by the index but is not there") from None
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} is damaged or cut short ({error}); copy it again") from error
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a component: those its index names, or all there are."""
-    indexes = sorted(folder.glob("*.safetensors.index.json"))
-    if not indexes:
-        return sorted(folder.glob("*.safetensors"))
+def check_weights(folder: Path, library: Library) -> None:
+    """Refuse a component folder whose weights are missing, pickled, or damaged; only headers are read."""
     try:
-        names = json.loads(indexes[0].read_text())["weight_map"].values()
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{indexes[0]} is not a weight index: {error!r}") from error
-    if any(Path(name).name != name for name in names):
-        raise UserError(f"{indexes[0]} names a file outside its folder")
-    return sorted({folder / name for name in names})
+        Checkpoint(folder, library).stored()
+    except CheckpointError as error:
+        raise UserError(str(error)) from error
 
 
 def identity(root: Path) -> str:

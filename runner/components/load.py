@@ -15,12 +15,12 @@ from torch.distributed.device_mesh import DeviceMesh
 import offload
 import sharding
 from runner.components.component import METHODS
-from runner.components.skeleton import dtype_plan, skeleton, stored_name
+from runner.components.skeleton import checkpoint_of, dtype_plan, library_of, skeleton
 from runner.config import KNOBS, MeshConfig, PlacementConfig, Rest, RunConfig, Share
 from runner.errors import UserError
 from runner.world import World
 from weights.agreement import node_group, size_of
-from weights.checkpoint import CheckpointError, KeysDiffer
+from weights.checkpoint import CheckpointError, KeysDiffer, weight_files
 
 T = TypeVar("T")
 
@@ -92,7 +92,7 @@ def load_component(
         module, how, bytes_read = _load_offloaded(cls, folder, dtype, placement, world, groups)
     else:
         module = world.agreed(lambda: load_whole(cls, folder, dtype)).to(world.device)
-        how, bytes_read = "whole, by its library", _stored_bytes(folder)
+        how, bytes_read = "whole, by its library", _stored_bytes(cls, folder)
     return module, Loading(how, bytes_read, perf_counter() - start)
 
 
@@ -139,12 +139,12 @@ def _load_sharded(
     module = world.agreed(lambda: _placed(folder, lambda: shard(empty(cls, folder, dtype))))
     try:
         report = sharding.load_sharded(
-            module, folder, device=world.device, offload_to_host=to_host, rename=stored_name(module)
+            module, checkpoint_of(module, folder), device=world.device, offload_to_host=to_host
         )
         how, bytes_read = "each rank its slices", report.bytes_read
     except KeysDiffer as difference:
         module = world.agreed(lambda: _placed(folder, lambda: shard(load_whole(cls, folder, dtype))))
-        how, bytes_read = f"whole, by its library, then sharded: {difference}", _stored_bytes(folder)
+        how, bytes_read = f"whole, by its library, then sharded: {difference}", _stored_bytes(cls, folder)
     except CheckpointError as error:  # the same on all ranks
         raise UserError(str(error)) from error
     sharding.prime(module)
@@ -158,7 +158,7 @@ def _load_offloaded(
     module = world.agreed(lambda: empty(cls, folder, dtype))
     entry_points = ("forward", *METHODS)
     units, aliases = offload.plan_units(module, entry_points), offload.find_aliases(module)
-    open_files = partial(offload.DiskStore, folder, units, aliases=aliases, rename=stored_name(module))
+    open_files = partial(offload.DiskStore, checkpoint_of(module, folder), units, aliases=aliases)
 
     def by_library() -> dict[str, torch.Tensor]:
         return dict(load_whole(cls, folder, dtype).state_dict())
@@ -180,7 +180,7 @@ def _load_offloaded(
     place = partial(offload.offload, module, store, device=world.device, entry_points=entry_points)
     window: Any = placement.window
     world.agreed(lambda: _placed(folder, lambda: place(window=window, resident_blocks=placement.resident_blocks)))
-    return module, how, 0 if placement.rest is Rest.disk else _stored_bytes(folder) // size_of(groups.node)
+    return module, how, 0 if placement.rest is Rest.disk else _stored_bytes(cls, folder) // size_of(groups.node)
 
 
 def empty(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -202,5 +202,5 @@ def _placed(folder: Path, place: Callable[[], T]) -> T:
         raise error if isinstance(error, UserError) else UserError(f"placement.{folder.name}: {error}") from error
 
 
-def _stored_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+def _stored_bytes(cls: Any, folder: Path) -> int:
+    return sum(file.stat().st_size for file in weight_files(folder, library_of(cls)))

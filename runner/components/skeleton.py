@@ -12,6 +12,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from runner.errors import UserError
+from weights.checkpoint import Checkpoint, Library
 
 
 def skeleton(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -52,7 +53,17 @@ def dtype_plan(module: nn.Module, dtype: torch.dtype) -> Callable[[str], torch.d
     return lambda name: torch.float32 if kept.intersection(name.split(".")) else dtype
 
 
-def stored_name(module: nn.Module) -> Callable[[str], str] | None:
+def library_of(cls: type) -> Library:
+    """Whose rules say how a component of this class is stored."""
+    return Library.transformers if issubclass(cls, PreTrainedModel) else Library.diffusers
+
+
+def checkpoint_of(module: nn.Module, folder: Path) -> Checkpoint:
+    """The folder, as the library that built the module reads it."""
+    return Checkpoint(folder, library_of(type(module)), rename=_stored_name(module))
+
+
+def _stored_name(module: nn.Module) -> Callable[[str], str] | None:
     """The module's name for a key of its files; None where its library knows no other than the module's own.
 
     transformers renames the keys of some checkpoints. Where it also has to compute (split or merge tensors), the key
