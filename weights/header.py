@@ -72,6 +72,20 @@ def stored_tensors(file: Path) -> Iterator[StoredTensor]:
             yield StoredTensor(file, key, tuple(entry["shape"]), _dtype(file, key, entry["dtype"]), offset)
 
 
+def stored_alike(one: StoredTensor, other: StoredTensor, chunk_bytes: int = 16 * 2**20) -> bool:
+    """Whether two tensors are stored with the same bits. Reads both, up to the first difference."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    try:
+        with one.file.open("rb") as first, other.file.open("rb") as second:
+            first.seek(one.offset)
+            second.seek(other.offset)
+            sizes = (min(chunk_bytes, one.num_bytes - start) for start in range(0, one.num_bytes, chunk_bytes))
+            return all(first.read(size) == second.read(size) for size in sizes)
+    except OSError as error:
+        raise CheckpointError(why_unreadable(one.file, error)) from error
+
+
 def _what_else(file: Path, start: bytes, size: int) -> str:
     """Why a file cannot be safetensors, as far as its first bytes tell."""
     if size == 0:

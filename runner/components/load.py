@@ -155,7 +155,7 @@ def _load_offloaded(
     cls: Any, folder: Path, dtype: torch.dtype, placement: PlacementConfig, world: World, groups: Groups
 ) -> tuple[nn.Module, str, int]:
     """The weights go from the files to where they rest; only resident blocks come to the device now."""
-    module = world.agreed(lambda: empty(cls, folder, dtype))
+    module = world.agreed(lambda: _placed(folder, lambda: empty(cls, folder, dtype)))
     entry_points = ("forward", *METHODS)
     units, aliases = offload.plan_units(module, entry_points), offload.find_aliases(module)
     open_files = partial(offload.DiskStore, checkpoint_of(module, folder), units, aliases=aliases)

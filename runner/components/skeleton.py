@@ -1,6 +1,6 @@
 """A component without weights: its modules and buffers as its library builds them, its parameters on meta."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,15 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from runner.errors import UserError
 from weights.checkpoint import Checkpoint, Library
+from weights.header import StoredTensor, stored_alike
 
 
 def skeleton(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     """The component that `cls.from_pretrained(folder, dtype=dtype)` would give, with meta parameters of its dtypes.
 
     Buffers are real: a constructor computes them (rotary tables, position embeddings), and on meta they would be lost.
-    Raises UserError for a configuration that the class does not take.
+    Names are tied where the files say so. Raises UserError for a configuration that the class does not take,
+    CheckpointError for weight files that are bad.
     """
     default = torch.get_default_dtype()
     try:
@@ -35,8 +37,24 @@ def skeleton(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     finally:
         torch.set_default_dtype(default)
     if isinstance(module, PreTrainedModel):
-        module.tie_weights()  # not inside: there each name gets a meta parameter of its own
+        _tie_as_stored(module, checkpoint_of(module, folder).stored())
     return module.eval()
+
+
+def _tie_as_stored(module: PreTrainedModel, stored: Mapping[str, StoredTensor]) -> None:
+    """Tie names as `from_pretrained` does: not two that are both stored, with different values.
+
+    So far each name has a meta parameter of its own. `PreTrainedModel.tie_weights` leaves two names that are stored as
+    they are while they are on meta, since it cannot compare them there; what the files say is compared here.
+    """
+    absent = set(module.state_dict()) - stored.keys()
+    for target, source in list(module.all_tied_weights_keys.items()):
+        if target in stored and source in stored:
+            if stored_alike(stored[target], stored[source]):
+                absent.add(target)  # either will do
+            else:
+                del module.all_tied_weights_keys[target]
+    module.tie_weights(missing_keys=absent, recompute_mapping=False)
 
 
 def dtype_plan(module: nn.Module, dtype: torch.dtype) -> Callable[[str], torch.dtype]:
