@@ -54,8 +54,8 @@ def load_sharded(
     what the module's constructor gave them.
 
     A collective over `group` (gloo; the world by default). What is wrong with the files or the keys is found from their
-    headers and raised before any weight is read, on every rank alike: KeysDiffer where the keys are not the module's
-    one to one (a tied weight needs one of its names), CheckpointError for the rest.
+    headers and raised before any weight is read, on every rank alike: KeysDiffer where a weight is stored under none of
+    its names, CheckpointError for the rest.
     """
     refuse_inference_mode("load weights")
     start = time.perf_counter()

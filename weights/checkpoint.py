@@ -97,15 +97,15 @@ def weight_files(directory: Path, library: Library, variant: str | None = None) 
 def match_keys(checkpoint: Checkpoint, weights: Iterable[Sequence[str]]) -> list[StoredTensor]:
     """For each weight of a module, given by all the names it has there, the one stored tensor that fills it.
 
-    A tied weight needs one of its names. Only headers are read. Raises KeysDiffer where the keys are not the module's
-    one to one, CheckpointError for files that are bad.
+    A tied weight needs one of its names, and what is stored beside is left alone, as the libraries do. Only headers are
+    read. Raises KeysDiffer where a weight is not stored under any of its names, CheckpointError for files that are bad.
     """
     stored = checkpoint.stored()
     tied = [tuple(names) for names in weights]
-    known = {name for names in tied for name in names}
     missing = [names[0] for names in tied if not any(name in stored for name in names)]
-    extra = [tensor.key for name, tensor in stored.items() if name not in known]
-    if missing or extra:
+    if missing:
+        known = {name for names in tied for name in names}
+        extra = [tensor.key for name, tensor in stored.items() if name not in known]
         raise KeysDiffer(str(checkpoint.directory), sorted(missing), sorted(extra))
     return [next(stored[name] for name in names if name in stored) for names in tied]
 

@@ -106,8 +106,8 @@ class DiskStore:
     strides that are wanted. All of the module's parameters and persistent buffers must be there, a tied one once,
     and its other names in `aliases`.
 
-    Raises, before any weight is read: KeysDiffer where the files hold other keys than these (then let the library
-    load the module, and use `HostStore.from_tensors`), CheckpointError for files or shapes that are wrong.
+    Raises, before any weight is read: KeysDiffer where the files lack some of these (then let the library load the
+    module, and use `HostStore.from_tensors`), CheckpointError for files or shapes that are wrong.
     """
 
     packings: Mapping[str, Packing]

@@ -1,7 +1,9 @@
 """A component without weights: its modules and buffers as its library builds them, its parameters on meta."""
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import accelerate
@@ -81,6 +83,22 @@ def checkpoint_of(module: nn.Module, folder: Path) -> Checkpoint:
     return Checkpoint(folder, library_of(type(module)), rename=_stored_name(module))
 
 
+def unused_keys(module: nn.Module, folder: Path) -> list[str]:
+    """Stored keys that the module has no place for, and that its library warns of: not those on its own list.
+
+    In diffusers a list of the class, in transformers a rule (`_adjust_missing_and_unexpected_keys`) that looks at keys
+    as they are renamed.
+    """
+    stored = checkpoint_of(module, folder).stored()
+    unused: Any = SimpleNamespace(missing_keys=set(), unexpected_keys=stored.keys() - module.state_dict().keys())
+    if isinstance(module, PreTrainedModel):
+        module._adjust_missing_and_unexpected_keys(unused)
+    else:
+        ignored = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
+        unused.unexpected_keys = {k for k in unused.unexpected_keys if not any(re.search(i, k) for i in ignored)}
+    return sorted(stored[name].key for name in unused.unexpected_keys)
+
+
 def _stored_name(module: nn.Module) -> Callable[[str], str] | None:
     """The module's name for a key of its files; None where its library knows no other than the module's own.
 
@@ -96,6 +114,8 @@ def _stored_name(module: nn.Module) -> Callable[[str], str] | None:
 
     def rename(key: str) -> str:
         name, converted = rename_source_key(key, renamings, converters, module.base_model_prefix, names)
+        if name not in names and key in names:  # it has its new name already
+            name, converted = rename_source_key(key, [], [], module.base_model_prefix, names)
         return key if converted else name
 
     return rename

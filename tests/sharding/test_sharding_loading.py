@@ -166,8 +166,8 @@ def _drop(directory: Path) -> None:
     rewrite(directory, lambda weights: weights.pop("proj_out.bias"))
 
 
-def _add(directory: Path) -> None:
-    rewrite(directory, lambda weights: weights.update(stranger=torch.zeros(2)))
+def _rename(directory: Path) -> None:
+    rewrite(directory, lambda weights: weights.update(stranger=weights.pop("proj_out.bias")))
 
 
 def _reshape(directory: Path) -> None:
@@ -208,7 +208,7 @@ def rewrite(directory: Path, change: Callable[[dict[str, torch.Tensor]], object]
 
 DAMAGE: dict[str, tuple[Callable[[Path], None], type[CheckpointError], str]] = {
     "missing": (_drop, KeysDiffer, r"1 missing \(proj_out.bias\)"),
-    "extra": (_add, KeysDiffer, r"1 extra \(stranger\)"),
+    "missing, and extra": (_rename, KeysDiffer, r"1 missing \(proj_out.bias\) and 1 extra \(stranger\)"),
     "misshapen": (_reshape, CheckpointError, r"proj_out.bias is stored as \[3\], the module has \[4\]"),
     "truncated": (_truncate, CheckpointError, r"is damaged or cut short"),
     "pickle only": (

@@ -119,7 +119,11 @@ def truncated(directory: Path) -> None:
 
 DAMAGE: dict[str, tuple[Callable[[Path], None], type[CheckpointError], str]] = {
     "missing": (changed(lambda t: t.pop("scale")), KeysDiffer, r"1 missing \(scale\)"),
-    "extra": (changed(lambda t: t.update(stranger=torch.zeros(2))), KeysDiffer, r"1 extra \(stranger\)"),
+    "missing, and extra": (
+        changed(lambda t: t.update(stranger=t.pop("scale"))),
+        KeysDiffer,
+        r"1 missing \(scale\) and 1 extra \(stranger\)",
+    ),
     "misshapen": (
         changed(lambda t: t.update(scale=torch.zeros(3))),
         CheckpointError,
