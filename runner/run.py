@@ -13,7 +13,8 @@ import torch
 import transformers
 from torch.profiler import ProfilerActivity, profile
 
-from runner.components.directory import identity, pipeline_class, read_index
+from runner.components.directory import read_directory
+from runner.components.identity import identity
 from runner.config import RunConfig
 from runner.health.last_line import LastWords
 from runner.health.stop import StopFile
@@ -77,8 +78,7 @@ def _run_watched(
 
 def _check_call(config: RunConfig) -> None:
     """Before the folder is looked at, where a misspelt argument would be another recipe. Refuses what is no model."""
-    root = Path(config.model.path)
-    check_arguments(pipeline_class(root, read_index(root)), config.job.call)
+    check_arguments(read_directory(Path(config.model.path)).pipeline, config.job.call)
 
 
 def _identity(config: RunConfig) -> dict[str, Any]:

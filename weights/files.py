@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+LFS_POINTER = b"version https://git-lfs"  # what git leaves in the place of a large file that it did not fetch
+
 
 class FileError(ValueError):
     """A file of a model is not there, cannot be read, or is not what its name says; the message names it and the fix.
@@ -34,14 +36,23 @@ def why_unreadable(path: Path, error: OSError | ValueError) -> str:
     return f"{path} cannot be read: {error.strerror or error}{fix.get(error.errno or 0, '')}"
 
 
+def read_bytes(path: Path) -> bytes:
+    """All of a small file. Raises FileError, also for what git-LFS left in the file's place."""
+    try:
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise FileError(why_unreadable(path, error)) from error
+    if content.startswith(LFS_POINTER):
+        raise FileError(f"{path} is a git-LFS pointer, not the file itself: run `git lfs pull` in its folder")
+    return content
+
+
 def read_text(path: Path) -> str:
     """A text file in UTF-8. Raises FileError."""
     try:
-        return path.read_bytes().decode()
+        return read_bytes(path).decode()
     except UnicodeDecodeError as error:
         raise FileError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); copy it again") from error
-    except (OSError, ValueError) as error:
-        raise FileError(why_unreadable(path, error)) from error
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -52,19 +63,11 @@ def read_object(path: Path) -> dict[str, Any]:
     except RecursionError as error:
         raise FileError(f"{path} is not JSON that can be read: it is nested too deeply") from error
     except ValueError as error:
-        raise FileError(f"{path} is not JSON ({error}); {_what_else(text)}") from error
+        fix = "it is a web page: download the file itself" if text.lstrip().startswith("<") else "copy it again"
+        raise FileError(f"{path} is not JSON ({error}); {fix}") from error
     if not isinstance(found, dict):
         raise FileError(f"{path} holds a {_json_name(found)}, not an object {{...}}; copy it again")
     return found
-
-
-def _what_else(text: str) -> str:
-    start = text.lstrip()[:20].lower()
-    if start.startswith("version https://git"):
-        return "it is a git-LFS pointer: run `git lfs pull` in its folder"
-    if start.startswith("<"):
-        return "it is a web page: download the file itself"
-    return "copy it again"
 
 
 def _json_name(found: object) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from weights.files import FileError, why_unreadable
+from weights.files import LFS_POINTER, FileError, why_unreadable
 
 _LENGTH_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # safetensors refuses longer ones
@@ -90,7 +90,7 @@ def _what_else(file: Path, start: bytes, size: int) -> str:
     """Why a file cannot be safetensors, as far as its first bytes tell."""
     if size == 0:
         return f"{file} is empty: the download or copy was cut off; copy it again"
-    if start.startswith(b"version https://git"):
+    if start.startswith(LFS_POINTER):
         return f"{file} is a git-LFS pointer, not the weights: run `git lfs pull` in its folder"
     if start.lstrip().startswith(b"<"):
         return f"{file} is a web page, not the weights: download the file itself"

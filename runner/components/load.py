@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 import offload
 import sharding
 from runner.components.component import METHODS
+from runner.components.reading import reading
 from runner.components.skeleton import checkpoint_of, dtype_plan, library_of, skeleton, unused_keys
 from runner.config import KNOBS, MeshConfig, PlacementConfig, Rest, RunConfig, Share
 from runner.errors import UserError
@@ -124,10 +125,9 @@ def _noted(how: str, unused: Sequence[str]) -> str:
 
 
 def from_pretrained(cls: Any, folder: Path, **kwargs: Any) -> Any:
-    try:
+    """Raises UserError where the library cannot."""
+    with reading(f"{folder} cannot be loaded as a {cls.__name__}"):
         return cls.from_pretrained(folder, local_files_only=True, **kwargs)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise UserError(f"cannot load {folder}: {error}") from error
 
 
 def _load_sharded(

@@ -1,5 +1,6 @@
 """A component without weights: its modules and buffers as its library builds them, its parameters on meta."""
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,11 +10,11 @@ from typing import Any
 import accelerate
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from runner.errors import UserError
+from runner.components.reading import reading
 from weights.checkpoint import Checkpoint, Library
 from weights.header import StoredTensor, stored_alike
 
@@ -27,20 +28,31 @@ def skeleton(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     """
     default = torch.get_default_dtype()
     try:
-        with accelerate.init_empty_weights(include_buffers=False):
+        with reading(f"{folder} does not make a {cls.__name__}"), accelerate.init_empty_weights(include_buffers=False):
             if issubclass(cls, PreTrainedModel):
                 config = cls.config_class.from_pretrained(folder, local_files_only=True)
                 module = cls._from_config(config, dtype=dtype)
             else:
                 torch.set_default_dtype(dtype)  # as diffusers does: constructors compute buffers in it
                 module = cls.from_config(cls.load_config(folder, local_files_only=True))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"cannot build {cls.__name__} from {folder}: {error}") from error
     finally:
         torch.set_default_dtype(default)
     if isinstance(module, PreTrainedModel):
         _tie_as_stored(module, checkpoint_of(module, folder).stored())
+        _set_generation_config(module, folder)
     return module.eval()
+
+
+def _set_generation_config(module: PreTrainedModel, folder: Path) -> None:
+    """What a prompt enhancer generates with, as `from_pretrained` reads it: from a file of its own, or the config's."""
+    if module.can_generate():
+        own = os.path.isfile(folder / "generation_config.json")
+        file = "generation_config.json" if own else "config.json"
+        options: dict[str, Any] = {} if own else {"_from_model_config": True}
+        with reading(f"{folder / file} is no generation config"):
+            module.generation_config = GenerationConfig.from_pretrained(
+                folder, config_file_name=file, local_files_only=True, **options
+            )
 
 
 def _tie_as_stored(module: PreTrainedModel, stored: Mapping[str, StoredTensor]) -> None:
