@@ -14,7 +14,7 @@ import transformers
 from torch.profiler import ProfilerActivity, profile
 
 from runner.components.directory import read_directory
-from runner.components.identity import identity
+from runner.components.identity import agreed_identity
 from runner.config import RunConfig
 from runner.health.last_line import LastWords
 from runner.health.stop import StopFile
@@ -39,7 +39,7 @@ def run(config: RunConfig, world: World) -> int:
     _quiet_libraries()
     prompts = world.agreed(lambda: read_job(config.job))
     world.agreed(lambda: _check_call(config))
-    weights = world.agreed(lambda: _identity(config))
+    weights = agreed_identity(config.model, world)
     adapters = world.agreed(lambda: recipe_of_lora(config.lora))
     with taken(config.job, recipe_of(config, weights) | adapters, world) as folder:
         job = replace(config.job, output=str(folder.path))
@@ -79,11 +79,6 @@ def _run_watched(
 def _check_call(config: RunConfig) -> None:
     """Before the folder is looked at, where a misspelt argument would be another recipe. Refuses what is no model."""
     check_arguments(read_directory(Path(config.model.path)).pipeline, config.job.call)
-
-
-def _identity(config: RunConfig) -> dict[str, Any]:
-    """What the weights are, and how they are computed with: part of every request's id."""
-    return {"weights": identity(Path(config.model.path)), "dtype": config.model.dtype.value}
 
 
 def explain(config: RunConfig, world: World) -> int:
