@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 import torch
+from diffusers import ConfigMixin
 from torch import nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
@@ -125,7 +126,13 @@ def _noted(how: str, unused: Sequence[str]) -> str:
 
 
 def from_pretrained(cls: Any, folder: Path, **kwargs: Any) -> Any:
-    """Raises UserError where the library cannot."""
+    """Raises UserError where the library cannot.
+
+    Code of the directory is never run: transformers, which takes the argument in all its classes, would otherwise ask
+    on standard input (and a batch job may have a `yes |` there). diffusers runs none in its models and schedulers.
+    """
+    if not issubclass(cls, ConfigMixin):
+        kwargs["trust_remote_code"] = False
     with reading(f"{folder} cannot be loaded as a {cls.__name__}"):
         return cls.from_pretrained(folder, local_files_only=True, **kwargs)
 

@@ -61,6 +61,8 @@ def words_of(error: BaseException) -> str:
     if not isinstance(error, _SENTENCES):
         text = f"{type(error).__name__}: {text}"
     text = text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}..."
+    if "trust_remote_code" in str(error):
+        text += " Code of a model directory is never run here."
     return text + _to_install(error)
 
 
