@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from weights.agreement import Group, on_all_ranks
-from weights.checkpoint import Checkpoint, CheckpointError, StoredTensor, few, match_keys, refuse_misshapen
+from weights.checkpoint import Checkpoint, CheckpointError, StoredTensor, few, match_keys, refuse_unfit
 from weights.modes import refuse_inference_mode
 from weights.tied import Weight, find_weights
 
@@ -80,7 +80,7 @@ def _plan(module: nn.Module, checkpoint: Checkpoint) -> list[_Filling]:
 
 
 def _refuse_unfit(module: nn.Module, plan: list[_Filling]) -> None:
-    refuse_misshapen((stored, weight.tensor.shape) for weight, stored in plan)
+    refuse_unfit((stored, weight.tensor) for weight, stored in plan)
     filled = [s.key for weight, s in plan if isinstance(weight.tensor, nn.Parameter) and not weight.tensor.is_meta]
     if filled:
         raise CheckpointError(f"{type(module).__name__} has weights already ({few(filled)}); build it on meta")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+import torch
+
 from weights.files import read_object, why_unreadable
 from weights.header import CheckpointError, StoredTensor, stored_tensors
 from weights.weight_file import Identity, identity
@@ -110,12 +112,18 @@ def match_keys(checkpoint: Checkpoint, weights: Iterable[Sequence[str]]) -> list
     return [next(stored[name] for name in names if name in stored) for names in tied]
 
 
-def refuse_misshapen(wanted: Iterable[tuple[StoredTensor, Sequence[int]]]) -> None:
-    """Raise CheckpointError where a tensor is not stored in the shape that the module has for it."""
-    misshapen = [(tensor, list(shape)) for tensor, shape in wanted if tensor.shape != tuple(shape)]
-    if misshapen:
-        texts = [f"{t.key} is stored as {list(t.shape)}, the module has {shape}" for t, shape in misshapen]
-        raise CheckpointError(f"{misshapen[0][0].file.parent}: {few(texts)}")
+def refuse_unfit(wanted: Iterable[tuple[StoredTensor, torch.Tensor]]) -> None:
+    """Raise CheckpointError where a tensor is not stored in the shape that the module has for it, or as integers where
+    the module computes with floats: quantised weights are more than their numbers."""
+    wrong = []
+    for stored, tensor in wanted:
+        if stored.shape != tensor.shape:
+            wrong.append((stored, f"as {list(stored.shape)}, the module has {list(tensor.shape)}"))
+        elif stored.dtype.is_floating_point != tensor.is_floating_point():
+            wrong.append((stored, f"in {stored.dtype}, the module has {tensor.dtype}"))
+    if wrong:
+        texts = [f"{stored.key} is stored {how}" for stored, how in wrong]
+        raise CheckpointError(f"{wrong[0][0].file.parent}: {few(texts)}")
 
 
 def few(items: Sequence[str], limit: int = 3) -> str:

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from offload.stores.packing import PackedTensor, Packing, pack, view
-from weights.checkpoint import Checkpoint, CheckpointError, StoredTensor, match_keys, refuse_misshapen
+from weights.checkpoint import Checkpoint, CheckpointError, StoredTensor, match_keys, refuse_unfit
 from weights.files import why_unreadable
 from weights.weight_file import WeightFile
 
@@ -125,7 +125,7 @@ class DiskStore:
         before = checkpoint.identities()
         tied = [(name, *(aliases or {}).get(name, ())) for name in names]
         stored = dict(zip(names, match_keys(checkpoint, tied), strict=True))
-        refuse_misshapen((stored[name], tensor.shape) for t in units.values() for name, tensor in t.items())
+        refuse_unfit((stored[name], tensor) for t in units.values() for name, tensor in t.items())
         self._files: dict[Path, WeightFile] = {}
         try:
             for path in sorted({tensor.file for tensor in stored.values()}):

@@ -95,7 +95,9 @@ def load_component(
         module, how, bytes_read = _load_offloaded(cls, folder, dtype, placement, world, groups)
     else:
         module, unused = world.agreed(lambda: _load_noted(cls, folder, dtype))
-        module, how, bytes_read = module.to(world.device), _noted(_WHOLE, unused), _stored_bytes(cls, folder)
+        if any(tensor.device != world.device for tensor in (*module.parameters(), *module.buffers())):
+            module = module.to(world.device)  # quantised ones are there already, and some refuse to be moved
+        how, bytes_read = _noted(_WHOLE, unused), _stored_bytes(cls, folder)
     return module, Loading(how, bytes_read, perf_counter() - start)
 
 
@@ -114,9 +116,10 @@ def _load_noted(cls: Any, folder: Path, dtype: torch.dtype) -> tuple[nn.Module, 
     for problem in ("missing_keys", "mismatched_keys"):
         if keys := sorted(map(str, info.get(problem, ()))):
             raise UserError(f"{folder}: {problem.replace('_', ' ')} in the weights: {few(keys)}")
-    with torch.no_grad():
-        for tensor in (*module.parameters(), *module.buffers()):
-            tensor.data = tensor.data.clone()
+    if getattr(module, "hf_quantizer", None) is None:  # what a quantised weight holds is its library's to move
+        with torch.no_grad():
+            for tensor in (*module.parameters(), *module.buffers()):
+                tensor.data = tensor.data.clone()
     return module.eval(), sorted(map(str, info.get("unexpected_keys", ())))
 
 

@@ -129,6 +129,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], type[CheckpointError], str]] = {
         CheckpointError,
         r"scale is stored as \[3\], the module has \[\]",
     ),
+    "quantised": (
+        changed(lambda t: t.update({"embed.weight": t["embed.weight"].to(torch.int8)})),
+        CheckpointError,
+        r"embed.weight is stored in torch.int8, the module has torch.float32",
+    ),
     "truncated": (truncated, CheckpointError, "damaged or cut short"),
 }
 
