@@ -13,7 +13,8 @@ import torch
 import transformers
 from torch.profiler import ProfilerActivity, profile
 
-from runner.components.directory import identity, pipeline_class, read_index
+from runner.components.directory import read_directory
+from runner.components.identity import agreed_identity
 from runner.config import JobConfig, RunConfig
 from runner.errors import ExitCode
 from runner.health.last_line import LastLine
@@ -44,7 +45,7 @@ def run(config: RunConfig, world: World) -> int:
     with _watched(config, world) as watch:
         prompts = world.agreed(lambda: read_job(config.job))
         world.agreed(lambda: _check_call(config))
-        weights = world.agreed(lambda: _identity(config))
+        weights = agreed_identity(config.model, world)
         adapters = world.agreed(lambda: recipe_of_lora(config.lora))
         with taken(config.job, recipe_of(config, weights) | adapters, world) as folder:
             watch.last_line.run_file = folder.run_file
@@ -118,13 +119,7 @@ def _best_effort(what: str, write: Callable[[], None]) -> None:
 
 def _check_call(config: RunConfig) -> None:
     """Before the folder is looked at, where a misspelt argument would be another recipe. Refuses what is no model."""
-    root = Path(config.model.path)
-    check_arguments(pipeline_class(root, read_index(root)), config.job.call)
-
-
-def _identity(config: RunConfig) -> dict[str, Any]:
-    """What the weights are, and how they are computed with: part of every request's id."""
-    return {"weights": identity(Path(config.model.path)), "dtype": config.model.dtype.value}
+    check_arguments(read_directory(Path(config.model.path)).pipeline, config.job.call)
 
 
 def explain(config: RunConfig, world: World) -> int:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -14,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from weights.agreement import Group, on_all_ranks
-from weights.checkpoint import CheckpointError, StoredTensor, few, match_keys, refuse_misshapen
+from weights.checkpoint import Checkpoint, CheckpointError, StoredTensor, few, match_keys, refuse_unfit
 from weights.modes import refuse_inference_mode
 from weights.tied import Weight, find_weights
 
@@ -41,29 +40,27 @@ def set_dtype(module: nn.Module, dtype_of: Callable[[str], torch.dtype]) -> None
 
 def load_sharded(
     module: nn.Module,
-    directory: Path,
+    checkpoint: Checkpoint,
     *,
     device: torch.device,
     offload_to_host: bool = False,
-    rename: Callable[[str], str] | None = None,
-    variant: str | None = None,
     group: Group = None,
 ) -> LoadReport:
     """Fill a module with meta parameters, sharded by `shard`, from the safetensors files of a component's directory.
 
     Each rank reads its slices of the sharded parameters, to `device` (to the host where `shard` was called with
     `offload_to_host`), and the rest whole, to `device`. Every tensor is copied into memory of its own and converted to
-    the dtype the module declares; no view of a mapped file is kept. `rename` maps a stored key to the module's name
-    for it. Persistent buffers are read too; other buffers keep what the module's constructor gave them.
+    the dtype the module declares; no view of a mapped file is kept. Persistent buffers are read too; other buffers keep
+    what the module's constructor gave them.
 
     A collective over `group` (gloo; the world by default). What is wrong with the files or the keys is found from their
-    headers and raised before any weight is read, on every rank alike: KeysDiffer where the keys are not the module's
-    one to one (a tied weight needs one of its names), CheckpointError for the rest.
+    headers and raised before any weight is read, on every rank alike: KeysDiffer where a weight is stored under none of
+    its names, CheckpointError for the rest.
     """
     refuse_inference_mode("load weights")
     start = time.perf_counter()
     group = group or dist.group.WORLD
-    weights = on_all_ranks(lambda: _plan(module, directory, rename, variant), group)
+    weights = on_all_ranks(lambda: _plan(module, checkpoint), group)
     shard_device = torch.device("cpu") if offload_to_host else device
     bytes_read = on_all_ranks(lambda: _fill(weights, device, shard_device), group)
     return LoadReport(len(weights), bytes_read, time.perf_counter() - start)
@@ -73,19 +70,17 @@ _Filling = tuple[Weight, StoredTensor]
 """A weight of the module, and the tensor in a file that fills it."""
 
 
-def _plan(
-    module: nn.Module, directory: Path, rename: Callable[[str], str] | None, variant: str | None
-) -> list[_Filling]:
+def _plan(module: nn.Module, checkpoint: Checkpoint) -> list[_Filling]:
     """Pair every weight of the module with one stored tensor, in the order of the files."""
     weights = find_weights(module)
-    stored = match_keys(directory, [weight.names for weight in weights], rename=rename, variant=variant)
+    stored = match_keys(checkpoint, [weight.names for weight in weights])
     plan = list(zip(weights, stored, strict=True))
     _refuse_unfit(module, plan)
     return sorted(plan, key=lambda filling: (filling[1].file, filling[1].key))
 
 
 def _refuse_unfit(module: nn.Module, plan: list[_Filling]) -> None:
-    refuse_misshapen((stored, weight.tensor.shape) for weight, stored in plan)
+    refuse_unfit((stored, weight.tensor) for weight, stored in plan)
     filled = [s.key for weight, s in plan if isinstance(weight.tensor, nn.Parameter) and not weight.tensor.is_meta]
     if filled:
         raise CheckpointError(f"{type(module).__name__} has weights already ({few(filled)}); build it on meta")

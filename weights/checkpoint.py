@@ -1,25 +1,34 @@
-"""A component directory's safetensors files: which tensor is stored where and how, and which weight it fills."""
+"""A component's directory: which of its files are the weights, what is stored in them, and which weight it fills."""
 
-import json
-import math
+import errno
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-_BASE_NAMES = ("diffusion_pytorch_model", "model")  # diffusers, transformers
+from weights.files import read_object, why_unreadable
+from weights.header import CheckpointError, StoredTensor, stored_tensors
+from weights.weight_file import Identity, identity
+
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
+_DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")  # as transformers 5 knows them
 
 
-class CheckpointError(ValueError):
-    """The stored weights cannot fill the module: says which file or tensor, and why."""
+class Library(Enum):
+    """Whose class a component is: its rule says which files of the directory are the weights, of this name."""
+
+    diffusers = "diffusion_pytorch_model"
+    transformers = "model"
 
 
 class KeysDiffer(CheckpointError):
-    """The stored keys are not the module's: load through the library that knows how they map, then place.
+    """Weights of the module are not stored under the names it has for them: its library may know how they map.
 
-    `missing`: weights of the module that are not stored. `extra`: stored tensors that the module has no place for.
+    `missing`: these weights. `extra`: stored tensors that the module has no place for.
     """
 
     def __init__(self, directory: str, missing: Sequence[str], extra: Sequence[str]) -> None:
@@ -35,69 +44,86 @@ class KeysDiffer(CheckpointError):
 
 
 @dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in a file: its elements lie contiguous, row by row, from the file's byte `offset` on."""
+class Checkpoint:
+    """A component's directory, and how its library reads it.
 
-    file: Path
-    key: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    offset: int
-
-    @property
-    def num_bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-def open_checkpoint(directory: Path, variant: str | None = None) -> dict[str, StoredTensor]:
-    """Every tensor stored in a component's directory, by key; only headers are read.
-
-    Takes one `.safetensors` file or an index of several, under the names diffusers and transformers use, with
-    `variant` in them ("fp16") where given. Raises CheckpointError for a missing, pickled or truncated file, for an
-    index that does not hold, and for a key stored twice.
+    `variant` is in the files' names ("fp16"). `rename` maps a stored key to the module's name for it.
     """
-    stored: dict[str, StoredTensor] = {}
-    for file in _weight_files(directory, variant):
-        for tensor in _stored_tensors(file):
-            if tensor.key in stored:
-                raise CheckpointError(f"{tensor.key} is stored twice: in {stored[tensor.key].file} and in {file}")
-            stored[tensor.key] = tensor
-    return stored
+
+    directory: Path
+    library: Library = Library.diffusers
+    variant: str | None = None
+    rename: Callable[[str], str] | None = None
+
+    def files(self) -> list[Path]:
+        return weight_files(self.directory, self.library, self.variant)
+
+    def identities(self) -> dict[Path, Identity]:
+        """What each of the files is now. To be asked before `stored`: then no header is of another file."""
+        identities = {}
+        for file in self.files():
+            try:
+                identities[file] = identity(file)
+            except OSError as error:
+                raise CheckpointError(why_unreadable(file, error)) from error
+        return identities
+
+    def stored(self) -> dict[str, StoredTensor]:
+        """Every tensor that its library finds there, by the module's name for it; only headers are read.
+
+        Raises CheckpointError for files that are missing, pickled or damaged, an index that does not hold, and a
+        tensor that is stored twice.
+        """
+        stored: dict[str, StoredTensor] = {}
+        for tensor in _tensors(self.directory, self.library, self.variant):
+            name = self.rename(tensor.key) if self.rename else tensor.key
+            twin = stored.setdefault(name, tensor)
+            if twin is not tensor:
+                where = [f"as {one.key} in {one.file.name}" for one in (twin, tensor)]
+                raise CheckpointError(f"{self.directory} stores {name} twice: {' and '.join(where)}")
+        return stored
 
 
-def match_keys(
-    directory: Path,
-    weights: Iterable[Sequence[str]],
-    *,
-    rename: Callable[[str], str] | None = None,
-    variant: str | None = None,
-) -> list[StoredTensor]:
-    """For each weight of a module, given by all the names it has there, the one tensor in `directory` that fills it.
+def weight_files(directory: Path, library: Library, variant: str | None = None) -> list[Path]:
+    """The safetensors files that `from_pretrained(directory, use_safetensors=True)` of a library reads, in its order.
 
-    A tied weight needs one of its names. `rename` maps a stored key to the module's name for it. Only headers are
-    read. Raises KeysDiffer where the keys are not the module's one to one, CheckpointError for files that are bad.
+    diffusers takes an index before a single file (`ModelMixin.from_pretrained`). transformers takes what config.json
+    names as `transformers_weights`, else a single file before an index (`_get_resolved_checkpoint_files`). Neither
+    looks at the other's names, at other variants, or for a single file where the index that it takes is stale.
+    Raises CheckpointError where there is nothing that the library would read, and for an index that is none; whether
+    the files are there is for who opens them.
     """
-    stored: dict[str, StoredTensor] = {}
-    for key, tensor in open_checkpoint(directory, variant).items():
-        name = rename(key) if rename else key
-        twin = stored.setdefault(name, tensor)
-        if twin is not tensor:
-            raise CheckpointError(f"{directory} stores {name} twice: as {twin.key} and as {key}")
+    return _find(directory, library, variant)[0]
+
+
+def match_keys(checkpoint: Checkpoint, weights: Iterable[Sequence[str]]) -> list[StoredTensor]:
+    """For each weight of a module, given by all the names it has there, the one stored tensor that fills it.
+
+    A tied weight needs one of its names, and what is stored beside is left alone, as the libraries do. Only headers are
+    read. Raises KeysDiffer where a weight is not stored under any of its names, CheckpointError for files that are bad.
+    """
+    stored = checkpoint.stored()
     tied = [tuple(names) for names in weights]
-    known = {name for names in tied for name in names}
     missing = [names[0] for names in tied if not any(name in stored for name in names)]
-    extra = [tensor.key for name, tensor in stored.items() if name not in known]
-    if missing or extra:
-        raise KeysDiffer(str(directory), sorted(missing), sorted(extra))
+    if missing:
+        known = {name for names in tied for name in names}
+        extra = [tensor.key for name, tensor in stored.items() if name not in known]
+        raise KeysDiffer(str(checkpoint.directory), sorted(missing), sorted(extra))
     return [next(stored[name] for name in names if name in stored) for names in tied]
 
 
-def refuse_misshapen(wanted: Iterable[tuple[StoredTensor, Sequence[int]]]) -> None:
-    """Raise CheckpointError where a tensor is not stored in the shape that the module has for it."""
-    misshapen = [(tensor, list(shape)) for tensor, shape in wanted if tensor.shape != tuple(shape)]
-    if misshapen:
-        texts = [f"{t.key} is stored as {list(t.shape)}, the module has {shape}" for t, shape in misshapen]
-        raise CheckpointError(f"{misshapen[0][0].file.parent}: {few(texts)}")
+def refuse_unfit(wanted: Iterable[tuple[StoredTensor, torch.Tensor]]) -> None:
+    """Raise CheckpointError where a tensor is not stored in the shape that the module has for it, or as integers where
+    the module computes with floats: quantised weights are more than their numbers."""
+    wrong = []
+    for stored, tensor in wanted:
+        if stored.shape != tensor.shape:
+            wrong.append((stored, f"as {list(stored.shape)}, the module has {list(tensor.shape)}"))
+        elif stored.dtype.is_floating_point != tensor.is_floating_point():
+            wrong.append((stored, f"in {stored.dtype}, the module has {tensor.dtype}"))
+    if wrong:
+        texts = [f"{stored.key} is stored {how}" for stored, how in wrong]
+        raise CheckpointError(f"{wrong[0][0].file.parent}: {few(texts)}")
 
 
 def few(items: Sequence[str], limit: int = 3) -> str:
@@ -106,62 +132,87 @@ def few(items: Sequence[str], limit: int = 3) -> str:
     return "; ".join(items[:limit]) + rest
 
 
-def _weight_files(directory: Path, variant: str | None) -> list[Path]:
-    for base in _BASE_NAMES:
-        index = directory / ".".join(filter(None, (base, "safetensors", "index", variant, "json")))
-        if index.is_file():
-            return _indexed_files(index)
-        single = directory / ".".join(filter(None, (base, variant, "safetensors")))
-        if single.is_file():
-            return [single]
-    wanted = " or ".join(f"{base}{'.' + variant if variant else ''}.safetensors" for base in _BASE_NAMES)
-    pickled = sorted(p.name for p in directory.glob("*") if p.suffix in {".bin", ".pt", ".pth", ".ckpt"})
-    found = f"; {pickled[0]} is a pickle, convert it with save_pretrained(safe_serialization=True)" if pickled else ""
-    raise CheckpointError(f"{directory} has no {wanted}, nor an index of such files{found}")
-
-
-def _indexed_files(index: Path) -> list[Path]:
-    """The files an index names, each holding the keys that the index says it holds."""
-    try:
-        weight_map = json.loads(index.read_text())["weight_map"]
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(f"{index} is not an index of safetensors files: {error!r}") from error
-    files = [index.parent / name for name in sorted(set(weight_map.values()))]
+def _tensors(directory: Path, library: Library, variant: str | None) -> Iterator[StoredTensor]:
+    """Of files that an index names, diffusers takes only the keys that it lists; transformers takes what is there."""
+    files, listed = _find(directory, library, variant)
     for file in files:
-        promised = {key for key, name in weight_map.items() if name == file.name}
-        absent = promised - {tensor.key for tensor in _stored_tensors(file)}
-        if absent:
-            raise CheckpointError(f"{index} says that {file.name} holds {sorted(absent)[0]}, and it does not")
-    return files
+        in_file = list(stored_tensors(file))
+        promised = {key for key, name in listed.items() if name == file.name}
+        if absent := sorted(promised - {tensor.key for tensor in in_file}):
+            raise CheckpointError(f"the index of {directory} says that {file.name} holds {absent[0]}, and it does not")
+        for tensor in in_file:
+            if library is Library.transformers or not listed or tensor.key in listed:
+                yield tensor
 
 
-def _stored_tensors(file: Path) -> Iterator[StoredTensor]:
-    """safe_open checks the whole header against the file's size, but does not tell where the bytes lie."""
+def _find(directory: Path, library: Library, variant: str | None) -> tuple[list[Path], dict[str, str]]:
+    """The files, and what their index says: the file's name by key; nothing where there is no index."""
+    single = directory / ".".join(filter(None, (library.value, variant, "safetensors")))
+    index = directory / ".".join(filter(None, (library.value, "safetensors", "index", variant, "json")))
+    if library is Library.transformers:
+        _refuse_distributed(directory)
+        if (named := _named_by_config(directory)) is not None:
+            return _indexed(named) if named.name.endswith(".safetensors.index.json") else ([named], {})
+        if os.path.isfile(single):
+            return [single], {}
+    if os.path.isfile(index):
+        return _indexed(index)
+    if os.path.isfile(single):
+        return [single], {}
+    raise CheckpointError(_nothing(directory, single))
+
+
+def _indexed(index: Path) -> tuple[list[Path], dict[str, str]]:
+    """Both libraries ask for `metadata`, and for names of files beside the index."""
+    found = read_object(index)
+    names = found.get("weight_map")
+    if not isinstance(names, dict) or not names or not isinstance(found.get("metadata"), dict):
+        raise CheckpointError(f"{index} is no index of safetensors files: it lacks the objects weight_map and metadata")
+    for name in names.values():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise CheckpointError(f"{index} names {name!r}, which is no file beside it")
+    return [index.parent / name for name in sorted(set(names.values()))], names
+
+
+def _named_by_config(directory: Path) -> Path | None:
+    """The file that transformers' config.json asks for by name, if it does."""
+    config = directory / "config.json"
+    name = read_object(config).get("transformers_weights") if os.path.isfile(config) else None
+    if name is None:
+        return None
+    if not isinstance(name, str) or Path(name).name != name or not name.endswith((".safetensors", ".index.json")):
+        raise CheckpointError(f"{config}: transformers_weights is {name!r}, which is no safetensors file beside it")
+    return directory / name
+
+
+def _refuse_distributed(directory: Path) -> None:
+    """transformers takes such files before all others, and reads them for the ranks that wrote them."""
+    found = [name for name in _names(directory) if _DISTRIBUTED.fullmatch(name)]
+    if found:
+        raise CheckpointError(f"{directory} holds a distributed checkpoint ({found[0]}); save it with save_pretrained")
+
+
+def _nothing(directory: Path, single: Path) -> str:
+    """Why there are no weights, from what is there instead."""
+    names = _names(directory)
+    if single.name in names:
+        return (
+            why_unreadable(single, IsADirectoryError(errno.EISDIR, "it is a folder"))
+            if single.is_dir()
+            else (why_unreadable(single, FileNotFoundError(errno.ENOENT, "No such file or directory")))
+        )
+    found = ""
+    if pickled := [name for name in names if Path(name).suffix in _PICKLES]:
+        found = f"; {pickled[0]} is a pickle, which can run code when read: convert it with save_pretrained"
+    elif others := [name for name in names if name.endswith((".safetensors", ".safetensors.index.json"))]:
+        found = f"; it has {few(others)}, which is not what its library reads: rename it"
+    else:
+        found = "; the download or copy is incomplete"
+    return f"{directory} holds no {single.name}, nor an index of such files{found}"
+
+
+def _names(directory: Path) -> list[str]:
     try:
-        with safe_open(file, framework="pt"), file.open("rb") as raw:
-            header_bytes = int.from_bytes(raw.read(8), "little")
-            header = json.loads(raw.read(header_bytes))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file} cannot be read as safetensors (truncated?): {error}") from error
-    for key, entry in header.items():
-        if key != "__metadata__":
-            offset = 8 + header_bytes + entry["data_offsets"][0]
-            yield StoredTensor(file, key, tuple(entry["shape"]), _dtype(file, key, entry["dtype"]), offset)
-
-
-def _dtype(file: Path, key: str, name: str) -> torch.dtype:
-    """The table of safetensors' format: https://huggingface.co/docs/safetensors/metadata_parsing."""
-    name_in_torch = {
-        "BOOL": "bool",
-        "F8_E4M3": "float8_e4m3fn",
-        "F8_E4M3FNUZ": "float8_e4m3fnuz",
-        "F8_E5M2": "float8_e5m2",
-        "F8_E5M2FNUZ": "float8_e5m2fnuz",
-        "F8_E8M0": "float8_e8m0fnu",
-        "BF16": "bfloat16",
-        "C64": "complex64",
-    }.get(name, name.replace("F", "float").replace("U", "uint").replace("I", "int"))
-    dtype = getattr(torch, name_in_torch, None)
-    if not isinstance(dtype, torch.dtype):
-        raise CheckpointError(f"{file} stores {key} as {name}, a dtype that torch does not have")
-    return dtype
+        return sorted(os.listdir(directory))
+    except OSError as error:
+        raise CheckpointError(why_unreadable(directory, error)) from error

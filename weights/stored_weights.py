@@ -1,29 +1,27 @@
 """A component's weights, read again from its files while the component is in use."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
 
-from weights.checkpoint import StoredTensor, match_keys
-from weights.weight_file import StoreError, WeightFile, identity
+from weights.checkpoint import Checkpoint, StoredTensor, match_keys
+from weights.weight_file import StoreError, WeightFile
 
 
 class StoredWeights:
     """Reads any weight of a component, or the part of it that a rank holds, as its files have it.
 
-    `tied`: every weight of the module (persistent buffers too), by all the names it has there. `rename` maps a stored
-    key to the module's name for it. Only headers are read at first. Raises what `match_keys` raises.
+    `tied`: every weight of the module (persistent buffers too), by all the names it has there. Only headers are read
+    at first. Raises what `match_keys` raises.
     """
 
-    def __init__(
-        self, directory: Path, tied: Iterable[Sequence[str]], *, rename: Callable[[str], str] | None = None
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, tied: Iterable[Sequence[str]]) -> None:
         tied = list(tied)
-        on_disk = {path: identity(path) for path in directory.rglob("*.safetensors") if path.is_file()}
-        matched = match_keys(directory, tied, rename=rename)
+        before = checkpoint.identities()
+        matched = match_keys(checkpoint, tied)
         self._stored = {name: stored for names, stored in zip(tied, matched, strict=True) for name in names}
-        self._identities = {stored.file: on_disk.get(stored.file) for stored in matched}
+        self._identities = {stored.file: before.get(stored.file) for stored in matched}
         self._files: dict[Path, WeightFile] = {}
 
     def read(self, name: str, rows: slice, columns: slice) -> torch.Tensor:

@@ -24,8 +24,9 @@ from typing import Literal
 import torch
 
 from offload.stores.packing import PackedTensor, Packing, pack, view
-from weights.checkpoint import CheckpointError, StoredTensor, match_keys, refuse_misshapen
-from weights.weight_file import WeightFile, identity
+from weights.checkpoint import Checkpoint, CheckpointError, StoredTensor, match_keys, refuse_unfit
+from weights.files import why_unreadable
+from weights.weight_file import WeightFile
 
 RUN_BYTES = 32 * 2**20  # at most so much is read, or converted, in one go
 _RUN_PIECES = 512  # of the 1024 buffers that one preadv may fill
@@ -104,10 +105,10 @@ class DiskStore:
 
     `units`: by unit name, by the module's name for each tensor, a tensor (meta will do) of the shape, dtype and
     strides that are wanted. All of the module's parameters and persistent buffers must be there, a tied one once,
-    and its other names in `aliases`. `rename` maps a stored key to the module's name for it.
+    and its other names in `aliases`.
 
-    Raises, before any weight is read: KeysDiffer where the files hold other keys than these (then let the library
-    load the module, and use `HostStore.from_tensors`), CheckpointError for files or shapes that are wrong.
+    Raises, before any weight is read: KeysDiffer where the files lack some of these (then let the library load the
+    module, and use `HostStore.from_tensors`), CheckpointError for files or shapes that are wrong.
     """
 
     rest: Literal["host", "disk"] = "disk"
@@ -115,27 +116,25 @@ class DiskStore:
 
     def __init__(
         self,
-        directory: Path,
+        checkpoint: Checkpoint,
         units: Mapping[str, Mapping[str, torch.Tensor]],
         *,
         aliases: Mapping[str, Sequence[str]] | None = None,
-        rename: Callable[[str], str] | None = None,
-        variant: str | None = None,
     ) -> None:
         self.packings = {unit: pack(tensors) for unit, tensors in units.items()}
         names = [name for tensors in units.values() for name in tensors]
         assert len(set(names)) == len(names), "a tensor is in two units"
-        on_disk = {path: identity(path) for path in directory.rglob("*.safetensors") if path.is_file()}
+        before = checkpoint.identities()
         tied = [(name, *(aliases or {}).get(name, ())) for name in names]
-        stored = dict(zip(names, match_keys(directory, tied, rename=rename, variant=variant), strict=True))
-        refuse_misshapen((stored[name], tensor.shape) for t in units.values() for name, tensor in t.items())
+        stored = dict(zip(names, match_keys(checkpoint, tied), strict=True))
+        refuse_unfit((stored[name], tensor) for t in units.values() for name, tensor in t.items())
         self._files: dict[Path, WeightFile] = {}
         try:
             for path in sorted({tensor.file for tensor in stored.values()}):
-                self._files[path] = WeightFile(path, on_disk.get(path))
+                self._files[path] = WeightFile(path, before.get(path))
         except OSError as error:
             self.close()
-            raise CheckpointError(f"{error.filename} cannot be opened: {error.strerror}") from error
+            raise CheckpointError(why_unreadable(Path(error.filename), error)) from error
         self._steps = {
             unit: list(_steps(unit, packing, stored, self._files)) for unit, packing in self.packings.items()
         }

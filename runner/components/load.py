@@ -8,20 +8,23 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 import torch
+from diffusers import ConfigMixin
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 import offload
 import sharding
 from runner.components.component import METHODS
-from runner.components.skeleton import dtype_plan, skeleton, stored_name
+from runner.components.reading import reading
+from runner.components.skeleton import checkpoint_of, dtype_plan, library_of, skeleton, unused_keys
 from runner.config import KNOBS, MeshConfig, PlacementConfig, Rest, RunConfig, Share
 from runner.errors import UserError
 from runner.world import World, has_collectives
 from weights.agreement import Group, group_of, node_group, size_of
-from weights.checkpoint import CheckpointError, KeysDiffer
+from weights.checkpoint import CheckpointError, KeysDiffer, few, weight_files
 
 T = TypeVar("T")
+_WHOLE = "whole, by its library"
 
 
 @dataclass(frozen=True)
@@ -109,33 +112,50 @@ def load_component(
     elif placement.rest is not Rest.device:
         module, how, bytes_read = _load_offloaded(cls, folder, dtype, placement, world, groups)
     else:
-        module = world.agreed(lambda: load_whole(cls, folder, dtype)).to(world.device)
-        how, bytes_read = "whole, by its library", _stored_bytes(folder)
+        module, unused = world.agreed(lambda: _load_noted(cls, folder, dtype))
+        if any(tensor.device != world.device for tensor in (*module.parameters(), *module.buffers())):
+            module = module.to(world.device)  # quantised ones are there already, and some refuse to be moved
+        how, bytes_read = _noted(_WHOLE, unused), _stored_bytes(cls, folder)
     return module, Loading(how, bytes_read, perf_counter() - start)
 
 
 def load_whole(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
-    """The component in allocator-aligned host memory; every weight accounted for.
+    """The component in allocator-aligned host memory, with every weight from its files.
 
     Loaded weights are views of the mapped file at odd offsets, and CPU kernels pick their instructions by alignment,
     which moves the last bit. A copy per tensor gives the same bits in every placement.
     """
+    return _load_noted(cls, folder, dtype)[0]
+
+
+def _load_noted(cls: Any, folder: Path, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:
+    """`load_whole`, and the stored keys that its library warns of because it has no use for them."""
     module, info = from_pretrained(cls, folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+    for problem in ("missing_keys", "mismatched_keys"):
         if keys := sorted(map(str, info.get(problem, ()))):
-            listed = ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
-            raise UserError(f"{folder}: {problem.replace('_', ' ')} in the weights: {listed}")
-    with torch.no_grad():
-        for tensor in (*module.parameters(), *module.buffers()):
-            tensor.data = tensor.data.clone()
-    return module.eval()
+            raise UserError(f"{folder}: {problem.replace('_', ' ')} in the weights: {few(keys)}")
+    if getattr(module, "hf_quantizer", None) is None:  # what a quantised weight holds is its library's to move
+        with torch.no_grad():
+            for tensor in (*module.parameters(), *module.buffers()):
+                tensor.data = tensor.data.clone()
+    return module.eval(), sorted(map(str, info.get("unexpected_keys", ())))
+
+
+def _noted(how: str, unused: Sequence[str]) -> str:
+    """Whoever looks at how a component was loaded is told what was not."""
+    return f"{how}; stored, but of no use to it: {few(unused)}" if unused else how
 
 
 def from_pretrained(cls: Any, folder: Path, **kwargs: Any) -> Any:
-    try:
+    """Raises UserError where the library cannot.
+
+    Code of the directory is never run: transformers, which takes the argument in all its classes, would otherwise ask
+    on standard input (and a batch job may have a `yes |` there). diffusers runs none in its models and schedulers.
+    """
+    if not issubclass(cls, ConfigMixin):
+        kwargs["trust_remote_code"] = False
+    with reading(f"{folder} cannot be loaded as a {cls.__name__}"):
         return cls.from_pretrained(folder, local_files_only=True, **kwargs)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise UserError(f"cannot load {folder}: {error}") from error
 
 
 def _load_sharded(
@@ -154,37 +174,39 @@ def _load_sharded(
         offload_to_host=to_host,
         forward_methods=METHODS,
     )
-    module = world.agreed(lambda: _placed(folder, lambda: shard(empty(cls, folder, dtype))))
+    module, unused = world.agreed(lambda: _placed(folder, lambda: _empty_noted(cls, folder, dtype)))
+    module = world.agreed(lambda: _placed(folder, lambda: shard(module)))
     try:
         report = sharding.load_sharded(
             module,
-            folder,
+            checkpoint_of(module, folder),
             device=world.device,
             offload_to_host=to_host,
-            rename=stored_name(module),
             group=world.control,
         )
         how, bytes_read = "each rank its slices", report.bytes_read
     except KeysDiffer as difference:
-        module = world.agreed(lambda: _placed(folder, lambda: shard(load_whole(cls, folder, dtype))))
-        how, bytes_read = f"whole, by its library, then sharded: {difference}", _stored_bytes(folder)
+        module, unused = world.agreed(lambda: _load_noted(cls, folder, dtype))
+        module = world.agreed(lambda: _placed(folder, lambda: shard(module)))
+        how, bytes_read = f"{_WHOLE}, then sharded: {difference}", _stored_bytes(cls, folder)
     except CheckpointError as error:  # the same on all ranks
         raise UserError(str(error)) from error
     sharding.prime(module)
-    return module, how, bytes_read
+    return module, _noted(how, unused), bytes_read
 
 
 def _load_offloaded(
     cls: Any, folder: Path, dtype: torch.dtype, placement: PlacementConfig, world: World, groups: Groups
 ) -> tuple[nn.Module, str, int]:
     """The weights go from the files to where they rest; only resident blocks come to the device now."""
-    module = world.agreed(lambda: empty(cls, folder, dtype))
+    module, unused = world.agreed(lambda: _placed(folder, lambda: _empty_noted(cls, folder, dtype)))
     entry_points = ("forward", *METHODS)
     units, aliases = offload.plan_units(module, entry_points), offload.find_aliases(module)
-    open_files = partial(offload.DiskStore, folder, units, aliases=aliases, rename=stored_name(module))
+    open_files = partial(offload.DiskStore, checkpoint_of(module, folder), units, aliases=aliases)
 
     def by_library() -> dict[str, torch.Tensor]:
-        return dict(load_whole(cls, folder, dtype).state_dict())
+        loaded, unused[:] = _load_noted(cls, folder, dtype)
+        return dict(loaded.state_dict())
 
     def filled() -> tuple[offload.Store, str]:
         on_host: dict[str, Any] = {"group": groups.node, "device": world.device, "component": folder.name}
@@ -197,7 +219,7 @@ def _load_offloaded(
                 raise UserError(f"placement.{folder.name}: rest=disk reads the files as they are, but {difference}; "
                                 "use rest=host") from difference  # fmt: skip
             store = offload.HostStore.from_tensors(units, by_library, **on_host)
-            return store, f"whole, by its library on one rank a node: {difference}"
+            return store, f"{_WHOLE} on one rank a node: {difference}"
 
     store, how = world.agreed(lambda: _placed(folder, filled))
     place = partial(
@@ -205,7 +227,8 @@ def _load_offloaded(
     )
     window: Any = placement.window
     world.agreed(lambda: _placed(folder, lambda: place(window=window, resident_blocks=placement.resident_blocks)))
-    return module, how, 0 if placement.rest is Rest.disk else _stored_bytes(folder) // size_of(groups.node)
+    bytes_read = 0 if placement.rest is Rest.disk else _stored_bytes(cls, folder) // size_of(groups.node)
+    return module, _noted(how, unused), bytes_read
 
 
 def empty(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
@@ -213,6 +236,12 @@ def empty(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     module = skeleton(cls, folder, dtype)
     sharding.set_dtype(module, dtype_plan(module, dtype))
     return module
+
+
+def _empty_noted(cls: Any, folder: Path, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:
+    """`empty`, and the stored keys that its library warns of because it has no use for them."""
+    module = empty(cls, folder, dtype)
+    return module, unused_keys(module, folder)
 
 
 def _placed(folder: Path, place: Callable[[], T]) -> T:
@@ -227,5 +256,5 @@ def _placed(folder: Path, place: Callable[[], T]) -> T:
         raise error if isinstance(error, UserError) else UserError(f"placement.{folder.name}: {error}") from error
 
 
-def _stored_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+def _stored_bytes(cls: Any, folder: Path) -> int:
+    return sum(file.stat().st_size for file in weight_files(folder, library_of(cls)))

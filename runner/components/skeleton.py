@@ -1,41 +1,74 @@
 """A component without weights: its modules and buffers as its library builds them, its parameters on meta."""
 
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import accelerate
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from runner.errors import UserError
+from runner.components.reading import reading
+from weights.checkpoint import Checkpoint, Library
+from weights.header import StoredTensor, stored_alike
 
 
 def skeleton(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     """The component that `cls.from_pretrained(folder, dtype=dtype)` would give, with meta parameters of its dtypes.
 
     Buffers are real: a constructor computes them (rotary tables, position embeddings), and on meta they would be lost.
-    Raises UserError for a configuration that the class does not take.
+    Names are tied where the files say so. Raises UserError for a configuration that the class does not take,
+    CheckpointError for weight files that are bad.
     """
     default = torch.get_default_dtype()
     try:
-        with accelerate.init_empty_weights(include_buffers=False):
+        with reading(f"{folder} does not make a {cls.__name__}"), accelerate.init_empty_weights(include_buffers=False):
             if issubclass(cls, PreTrainedModel):
                 config = cls.config_class.from_pretrained(folder, local_files_only=True)
                 module = cls._from_config(config, dtype=dtype)
             else:
                 torch.set_default_dtype(dtype)  # as diffusers does: constructors compute buffers in it
                 module = cls.from_config(cls.load_config(folder, local_files_only=True))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"cannot build {cls.__name__} from {folder}: {error}") from error
     finally:
         torch.set_default_dtype(default)
     if isinstance(module, PreTrainedModel):
-        module.tie_weights()  # not inside: there each name gets a meta parameter of its own
+        _tie_as_stored(module, checkpoint_of(module, folder).stored())
+        _set_generation_config(module, folder)
     return module.eval()
+
+
+def _set_generation_config(module: PreTrainedModel, folder: Path) -> None:
+    """What a prompt enhancer generates with, as `from_pretrained` reads it: from a file of its own, or the config's."""
+    if module.can_generate():
+        own = os.path.isfile(folder / "generation_config.json")
+        file = "generation_config.json" if own else "config.json"
+        options: dict[str, Any] = {} if own else {"_from_model_config": True}
+        with reading(f"{folder / file} is no generation config"):
+            module.generation_config = GenerationConfig.from_pretrained(
+                folder, config_file_name=file, local_files_only=True, **options
+            )
+
+
+def _tie_as_stored(module: PreTrainedModel, stored: Mapping[str, StoredTensor]) -> None:
+    """Tie names as `from_pretrained` does: not two that are both stored, with different values.
+
+    So far each name has a meta parameter of its own. `PreTrainedModel.tie_weights` leaves two names that are stored as
+    they are while they are on meta, since it cannot compare them there; what the files say is compared here.
+    """
+    absent = set(module.state_dict()) - stored.keys()
+    for target, source in list(module.all_tied_weights_keys.items()):
+        if target in stored and source in stored:
+            if stored_alike(stored[target], stored[source]):
+                absent.add(target)  # either will do
+            else:
+                del module.all_tied_weights_keys[target]
+    module.tie_weights(missing_keys=absent, recompute_mapping=False)
 
 
 def dtype_plan(module: nn.Module, dtype: torch.dtype) -> Callable[[str], torch.dtype]:
@@ -52,7 +85,33 @@ def dtype_plan(module: nn.Module, dtype: torch.dtype) -> Callable[[str], torch.d
     return lambda name: torch.float32 if kept.intersection(name.split(".")) else dtype
 
 
-def stored_name(module: nn.Module) -> Callable[[str], str] | None:
+def library_of(cls: type) -> Library:
+    """Whose rules say how a component of this class is stored."""
+    return Library.transformers if issubclass(cls, PreTrainedModel) else Library.diffusers
+
+
+def checkpoint_of(module: nn.Module, folder: Path) -> Checkpoint:
+    """The folder, as the library that built the module reads it."""
+    return Checkpoint(folder, library_of(type(module)), rename=_stored_name(module))
+
+
+def unused_keys(module: nn.Module, folder: Path) -> list[str]:
+    """Stored keys that the module has no place for, and that its library warns of: not those on its own list.
+
+    In diffusers a list of the class, in transformers a rule (`_adjust_missing_and_unexpected_keys`) that looks at keys
+    as they are renamed.
+    """
+    stored = checkpoint_of(module, folder).stored()
+    unused: Any = SimpleNamespace(missing_keys=set(), unexpected_keys=stored.keys() - module.state_dict().keys())
+    if isinstance(module, PreTrainedModel):
+        module._adjust_missing_and_unexpected_keys(unused)
+    else:
+        ignored = getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ()
+        unused.unexpected_keys = {k for k in unused.unexpected_keys if not any(re.search(i, k) for i in ignored)}
+    return sorted(stored[name].key for name in unused.unexpected_keys)
+
+
+def _stored_name(module: nn.Module) -> Callable[[str], str] | None:
     """The module's name for a key of its files; None where its library knows no other than the module's own.
 
     transformers renames the keys of some checkpoints. Where it also has to compute (split or merge tensors), the key
@@ -67,6 +126,8 @@ def stored_name(module: nn.Module) -> Callable[[str], str] | None:
 
     def rename(key: str) -> str:
         name, converted = rename_source_key(key, renamings, converters, module.base_model_prefix, names)
+        if name not in names and key in names:  # it has its new name already
+            name, converted = rename_source_key(key, [], [], module.base_model_prefix, names)
         return key if converted else name
 
     return rename

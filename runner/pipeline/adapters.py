@@ -28,7 +28,7 @@ from lora import (
 )
 from lora.settings import is_finite
 from runner.components.component import Component
-from runner.components.skeleton import stored_name
+from runner.components.skeleton import checkpoint_of
 from runner.config import LoraConfig, LoraMode, adapter_name
 from runner.errors import UserError
 from runner.world import World
@@ -178,7 +178,7 @@ def place_in(module: nn.Module, mode: LoraMode, device: torch.device, folder: Pa
 def _base_in(folder: Path, module: nn.Module) -> ReadBase | None:
     """None where only a library can make the weights of what the files hold."""
     try:
-        return StoredWeights(folder, tied_names(module), rename=stored_name(module)).read
+        return StoredWeights(checkpoint_of(module, folder), tied_names(module)).read
     except CheckpointError:
         return None
 

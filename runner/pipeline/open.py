@@ -10,8 +10,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from tqdm import tqdm
 
 import sharding
-from runner.components.directory import is_component, pipeline_class, read_directory
+from runner.components.directory import check_placements, read_directory
 from runner.components.load import Loading, build_groups, from_pretrained, load_component, placement_of
+from runner.components.reading import reading
 from runner.config import Leave, RunConfig
 from runner.errors import UserError
 from runner.pipeline.adapters import open_adapters
@@ -25,29 +26,31 @@ def open_pipeline(
 ) -> Pipeline:
     """Open the directory `model.path` and place each component as configured, in normal mode. Collective.
 
-    Raises UserError on all ranks: not a diffusers directory, weights missing, pickled, damaged, extra or of the wrong
-    shape, a placement or a mesh that cannot be.
+    Raises UserError on all ranks: not a diffusers directory, weights missing, pickled, damaged or of the wrong shape, a
+    placement or a mesh that cannot be.
     """
     if torch.is_inference_mode_enabled():
         raise RuntimeError("open_pipeline inside inference_mode would make every weight an inference tensor")
     root = Path(config.model.path)
-    index, classes = world.agreed(lambda: read_directory(root, config))
-    modules = [name for name, cls in classes.items() if issubclass(cls, nn.Module)]
-    groups = build_groups(config, modules, world)
+    directory = world.agreed(lambda: read_directory(root))
+    world.agreed(lambda: check_placements(directory, config))
+    groups = build_groups(config, directory.modules, world)
     dtype = getattr(torch, config.model.dtype.value)
-    parts: dict[str, Any] = {name: value for name, value in index.items() if not name.startswith("_")}
+    parts: dict[str, Any] = dict(directory.settings)
     loadings: dict[str, Loading] = {}
-    for name in tqdm(index, desc="loading", unit="component", disable=not show_bar):
-        if name in modules:
+    # What has no weights comes first: a tokenizer that cannot be made is found before minutes of loading.
+    weights_last = sorted(directory.classes.items(), key=lambda item: issubclass(item[1], nn.Module))
+    for name, cls in tqdm(weights_last, desc="loading", unit="component", disable=not show_bar):
+        folder = directory.folder(name)
+        if issubclass(cls, nn.Module):
             placement = placement_of(name, config)
-            parts[name], loadings[name] = load_component(classes[name], root / name, dtype, placement, world, groups)
-        elif name in classes:
-            parts[name] = world.agreed(partial(from_pretrained, classes[name], root / name))
-        elif is_component(index[name]):
-            parts[name] = None
+            parts[name], loadings[name] = load_component(cls, folder, dtype, placement, world, groups)
+        else:
+            parts[name] = world.agreed(partial(from_pretrained, cls, folder))
     if groups.mesh is not None and config.execution.leave_inference is Leave.weights:
         _verify_modes(groups.mesh)
-    stock = _on_device(pipeline_class(root, index), world.device)(**parts)
+    with reading(f"{root} does not make a {directory.pipeline.__name__}"):
+        stock = _on_device(directory.pipeline, world.device)(**parts)
     stock.set_progress_bar_config(disable=True)
     leave = config.execution.leave_inference
     pipeline = Pipeline(stock, world, leave, loadings=loadings, groups=groups, progress=progress)

@@ -25,6 +25,7 @@ from bench.textbook import textbook_shard
 from runner.components.load import load_whole
 from runner.components.skeleton import dtype_plan, skeleton
 from runner.world import World
+from weights.checkpoint import Checkpoint
 
 CLASS = diffusers.FluxTransformer2DModel
 DTYPE = torch.bfloat16
@@ -85,7 +86,7 @@ def _ours(folder: Path, world: World, mesh: DeviceMesh) -> tuple[nn.Module, int]
     module = skeleton(CLASS, folder, DTYPE)
     sharding.set_dtype(module, dtype_plan(module, DTYPE))
     sharding.shard(module, mesh)
-    return module, sharding.load_sharded(module, folder, device=world.device).bytes_read
+    return module, sharding.load_sharded(module, Checkpoint(folder), device=world.device).bytes_read
 
 
 def _whole_then_shard(folder: Path, world: World, mesh: DeviceMesh) -> tuple[nn.Module, int]:

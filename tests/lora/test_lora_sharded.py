@@ -16,7 +16,7 @@ from sharding import build_mesh, prime, reshard, shard
 from tests import tiny
 from tests.lora.lora_files import modules_of, open_tiny, picture, save_adapter
 from tests.ranks import World, on_ranks
-from weights.checkpoint import open_checkpoint
+from weights.checkpoint import Checkpoint
 from weights.stored_weights import StoredWeights
 
 FAMILIES = ("flux", "sd3", "qwenimage", "wan", "pixart")
@@ -59,7 +59,7 @@ def expect_equal(sharded: nn.Module, whole: nn.Module) -> None:
 
 
 def base_in(folder: Path) -> ReadBase:
-    return StoredWeights(folder, [[key] for key in open_checkpoint(folder)]).read
+    return StoredWeights(Checkpoint(folder), [[key] for key in Checkpoint(folder).stored()]).read
 
 
 def on_dim_1(parameter: nn.Parameter) -> Shard | None:

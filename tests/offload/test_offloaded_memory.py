@@ -10,6 +10,7 @@ from torch import nn
 
 from offload import DiskStore, EditedFiles, HostStore, Store, offload, plan_units
 from tests.memory import peak_anonymous_memory
+from weights.checkpoint import Checkpoint
 
 MIB = 2**20
 NUM_BLOCKS = 6
@@ -34,7 +35,7 @@ class Wide(nn.Module):
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wide")
     weights = {f"blocks.{i}.weight": torch.full((4096, 4096), 1e-4 * (i + 1)) for i in range(NUM_BLOCKS)}
-    save_file(weights | {"out.weight": torch.ones(4096, 4096)}, folder / "model.safetensors")
+    save_file(weights | {"out.weight": torch.ones(4096, 4096)}, folder / "diffusion_pytorch_model.safetensors")
     return folder
 
 
@@ -48,7 +49,7 @@ def test_a_call_takes_the_memory_that_is_stated(
     units = plan_units(module)
 
     def open_files() -> DiskStore:
-        return DiskStore(folder, units)
+        return DiskStore(Checkpoint(folder), units)
 
     # Shared memory is not anonymous, so the host's copy is not counted.
     store: Store = EditedFiles(open_files()) if rest == "disk" else HostStore.from_files(open_files)

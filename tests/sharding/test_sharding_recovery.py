@@ -8,6 +8,7 @@ import sharding
 from sharding import OutsideRead, build_mesh, bytes_per_rank, is_primed, is_sharded, prime, reshard, shard
 from tests.ranks import World, on_ranks
 from tests.sharding.sharding_models import build, call
+from weights.checkpoint import Checkpoint
 
 
 class Block(nn.Module):
@@ -110,7 +111,7 @@ def test_work_on_weights_is_refused_in_inference_mode(world: World) -> None:
             lambda: shard(model, mesh),
             lambda: prime(model),
             lambda: sharding.verify_mixed_modes(mesh),
-            lambda: sharding.load_sharded(model, world.tmp_path, device=world.device),
+            lambda: sharding.load_sharded(model, Checkpoint(world.tmp_path), device=world.device),
             lambda: sharding.set_dtype(model, lambda _: torch.bfloat16),
         ):
             with pytest.raises(RuntimeError, match=r"refusing to .* inside torch.inference_mode"):

@@ -12,14 +12,14 @@ from torch import nn
 from .family import TinyPipeline
 
 
-def load_stock(path: Path, dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
-    """The pipeline as `from_pretrained` gives it, with every weight moved into memory of its own.
+def load_stock(path: Path, dtype: torch.dtype = torch.float32, **parts: Any) -> DiffusionPipeline:
+    """The pipeline as `from_pretrained` gives it with these `parts`, every weight moved into memory of its own.
 
     Freshly loaded weights are views of the mapped safetensors file, at offsets that need not be aligned. CPU kernels
     pick their instructions by alignment, which moves the last bit: two layouts of the same weights agree bit for bit
     only once both come from the allocator.
     """
-    pipeline = DiffusionPipeline.from_pretrained(path, dtype=dtype)
+    pipeline = DiffusionPipeline.from_pretrained(path, dtype=dtype, **parts)
     for component in pipeline.components.values():
         if isinstance(component, nn.Module):
             for tensor in (*component.parameters(), *component.buffers()):

@@ -24,7 +24,7 @@ def save(directory: Path, tensors: Tensors, num_files: int = 1) -> Path:
     for name in names:
         save_file({key: tensors[key] for key in tensors if weight_map[key] == name}, directory / name)
     index = directory / "diffusion_pytorch_model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": weight_map}))
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return directory
 
 

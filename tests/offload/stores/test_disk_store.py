@@ -16,13 +16,13 @@ from offload.stores import disk
 from offload.stores.disk import DiskStore
 from offload.stores.store import StoreError
 from tests.offload.stores.store_files import Tensors, blockwise, contents, expect_equal, save, varied
-from weights.checkpoint import CheckpointError, KeysDiffer
+from weights.checkpoint import Checkpoint, CheckpointError, KeysDiffer, Library
 
 
 @pytest.mark.parametrize("num_files", [1, 3])
 def test_every_tensor_has_the_bits_in_the_files(tmp_path: Path, num_files: int) -> None:
     tensors = varied()
-    store = DiskStore(save(tmp_path, tensors, num_files), blockwise(tensors))
+    store = DiskStore(Checkpoint(save(tmp_path, tensors, num_files)), blockwise(tensors))
     assert store.view("blocks.0") is None
     expect_equal(contents(store), tensors)
     store.close()
@@ -36,7 +36,7 @@ def test_dtypes_are_converted_as_the_library_converts_them(
     monkeypatch.setattr(disk, "RUN_BYTES", 64)  # in several goes, and by rows
     tensors = varied()
     wanted = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
-    expect_equal(contents(DiskStore(save(tmp_path, tensors), blockwise(wanted))), wanted)
+    expect_equal(contents(DiskStore(Checkpoint(save(tmp_path, tensors)), blockwise(wanted))), wanted)
 
 
 def test_permuted_tensors_keep_their_strides(tmp_path: Path) -> None:
@@ -48,33 +48,35 @@ def test_permuted_tensors_keep_their_strides(tmp_path: Path) -> None:
         "wide": linear.t().contiguous().t(),
     }
     units = {"": {name: torch.empty_strided(t.shape, t.stride(), device="meta") for name, t in wanted.items()}}
-    expect_equal(contents(DiskStore(tmp_path, units)), wanted)
+    expect_equal(contents(DiskStore(Checkpoint(tmp_path), units)), wanted)
 
 
 @pytest.mark.parametrize("stored_name", ["shared.weight", "embed.weight"])
 def test_a_tied_weight_is_found_under_any_of_its_names(tmp_path: Path, stored_name: str) -> None:
     weight = torch.randn(4, 4)
     save(tmp_path, {stored_name: weight})
-    store = DiskStore(tmp_path, {"": {"shared.weight": weight}}, aliases={"shared.weight": ["embed.weight"]})
+    units, aliases = {"": {"shared.weight": weight}}, {"shared.weight": ["embed.weight"]}
+    store = DiskStore(Checkpoint(tmp_path), units, aliases=aliases)
     expect_equal(contents(store), {"shared.weight": weight})
 
 
 def test_renamed_keys_and_variants_are_found(tmp_path: Path) -> None:
     weight = torch.randn(4, 4)
     save_file({"model.w": weight}, tmp_path / "model.fp16.safetensors")
-    store = DiskStore(tmp_path, {"": {"w": weight}}, rename=lambda key: key.removeprefix("model."), variant="fp16")
+    checkpoint = Checkpoint(tmp_path, Library.transformers, "fp16", rename=lambda key: key.removeprefix("model."))
+    store = DiskStore(checkpoint, {"": {"w": weight}})
     expect_equal(contents(store), {"w": weight})
 
 
 def test_neighbours_in_the_file_are_read_in_one_go(tmp_path: Path) -> None:
     tensors = {f"blocks.{i}.{j}": torch.full((100,), i * 10.0 + j) for i in range(3) for j in range(8)}
-    store = DiskStore(save(tmp_path, tensors), blockwise(tensors))
+    store = DiskStore(Checkpoint(save(tmp_path, tensors)), blockwise(tensors))
     assert [len(steps) for steps in store._steps.values()] == [1, 1, 1]
 
 
 def test_threads_read_at_once(tmp_path: Path) -> None:
     tensors = varied(num_blocks=20)
-    store = DiskStore(save(tmp_path, tensors, num_files=2), blockwise(tensors))
+    store = DiskStore(Checkpoint(save(tmp_path, tensors, num_files=2)), blockwise(tensors))
     with ThreadPoolExecutor(8) as pool:
         for found in pool.map(lambda _: contents(store), range(24)):
             expect_equal(found, tensors)
@@ -83,7 +85,7 @@ def test_threads_read_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("num_shares", [1, 3, 50])
 def test_shares_fill_every_unit_once(tmp_path: Path, num_shares: int) -> None:
     tensors = {f"blocks.{i}.w": torch.randn(300, 300) for i in range(10)}
-    store = DiskStore(save(tmp_path, tensors, num_files=2), blockwise(tensors))
+    store = DiskStore(Checkpoint(save(tmp_path, tensors, num_files=2)), blockwise(tensors))
     filled: dict[str, int] = {}
     for share in range(num_shares):
         mine: list[str] = []
@@ -117,13 +119,22 @@ def truncated(directory: Path) -> None:
 
 DAMAGE: dict[str, tuple[Callable[[Path], None], type[CheckpointError], str]] = {
     "missing": (changed(lambda t: t.pop("scale")), KeysDiffer, r"1 missing \(scale\)"),
-    "extra": (changed(lambda t: t.update(stranger=torch.zeros(2))), KeysDiffer, r"1 extra \(stranger\)"),
+    "missing, and extra": (
+        changed(lambda t: t.update(stranger=t.pop("scale"))),
+        KeysDiffer,
+        r"1 missing \(scale\) and 1 extra \(stranger\)",
+    ),
     "misshapen": (
         changed(lambda t: t.update(scale=torch.zeros(3))),
         CheckpointError,
         r"scale is stored as \[3\], the module has \[\]",
     ),
-    "truncated": (truncated, CheckpointError, r"cannot be read as safetensors \(truncated\?\)"),
+    "quantised": (
+        changed(lambda t: t.update({"embed.weight": t["embed.weight"].to(torch.int8)})),
+        CheckpointError,
+        r"embed.weight is stored in torch.int8, the module has torch.float32",
+    ),
+    "truncated": (truncated, CheckpointError, "damaged or cut short"),
 }
 
 
@@ -133,7 +144,7 @@ def test_a_bad_checkpoint_is_refused(tmp_path: Path, damage: str) -> None:
     tensors = varied()
     apply(save(tmp_path, tensors))
     with pytest.raises(error, match=message) as raised:
-        DiskStore(tmp_path, blockwise(tensors))
+        DiskStore(Checkpoint(tmp_path), blockwise(tensors))
     assert isinstance(raised.value, KeysDiffer) == (error is KeysDiffer)
 
 
@@ -180,7 +191,7 @@ def test_a_file_that_changes_is_no_longer_trusted(tmp_path: Path, trouble: str) 
     apply, message = TROUBLE[trouble]
     tensors = {"a": torch.randn(400), "b": torch.randn(400), "c": torch.randn(400)}
     file = save(tmp_path, tensors) / "diffusion_pytorch_model.safetensors"
-    store = DiskStore(tmp_path, {name: {name: tensor} for name, tensor in tensors.items()})
+    store = DiskStore(Checkpoint(tmp_path), {name: {name: tensor} for name, tensor in tensors.items()})
     out = torch.empty(store.packings["b"].num_bytes, dtype=torch.uint8)
     store.read("b", out)
     apply(file)
@@ -189,16 +200,17 @@ def test_a_file_that_changes_is_no_longer_trusted(tmp_path: Path, trouble: str) 
 
 
 def test_a_closed_store_reads_nothing(tmp_path: Path) -> None:
-    store = DiskStore(save(tmp_path, {"a": torch.zeros(4)}), {"": {"a": torch.zeros(4)}})
+    store = DiskStore(Checkpoint(save(tmp_path, {"a": torch.zeros(4)})), {"": {"a": torch.zeros(4)}})
     store.close()
     with pytest.raises(StoreError, match="a could not be read"):
         store.read("", torch.empty(512, dtype=torch.uint8))
 
 
 def test_an_index_with_a_false_header_is_no_crash(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes((50).to_bytes(8, "little") + json.dumps({"a": {}}).encode())
-    with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
-        DiskStore(tmp_path, {"": {"a": torch.zeros(1)}})
+    file = tmp_path / "diffusion_pytorch_model.safetensors"
+    file.write_bytes((50).to_bytes(8, "little") + json.dumps({"a": {}}).encode())
+    with pytest.raises(CheckpointError, match="damaged or cut short"):
+        DiskStore(Checkpoint(tmp_path), {"": {"a": torch.zeros(1)}})
 
 
 # The page cache
@@ -235,7 +247,7 @@ def test_the_page_cache_is_left_as_it_was_found(tmp_path: Path, found: str) -> N
     if found == "warm but for a hole":  # what a system leaves that takes back idle pages
         with file.open("rb") as raw:
             os.posix_fadvise(raw.fileno(), 23 * 2**20, 10 * 2**20, os.POSIX_FADV_DONTNEED)
-    store = DiskStore(tmp_path, blockwise(tensors))
+    store = DiskStore(Checkpoint(tmp_path), blockwise(tensors))
     for _ in range(2):
         expect_equal(contents(store), tensors)
     while_open = resident_share(file)

@@ -26,7 +26,7 @@ from tests.memory import peak_anonymous_memory
 from tests.offload.stores.store_files import Tensors, blockwise, contents, expect_equal, save, varied
 from tests.offload.stores.store_ranks import Ranks, on_ranks, proportional_set_size
 from weights.agreement import node_group, on_all_ranks
-from weights.checkpoint import CheckpointError, KeysDiffer
+from weights.checkpoint import Checkpoint, CheckpointError, KeysDiffer
 
 MIB = 2**20
 
@@ -44,7 +44,7 @@ def test_the_files_bits_are_there_to_see_and_to_read(tmp_path: Path) -> None:
     save(tmp_path, tensors, num_files=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        store = HostStore.from_files(lambda: DiskStore(tmp_path, blockwise(tensors)))
+        store = HostStore.from_files(lambda: DiskStore(Checkpoint(tmp_path), blockwise(tensors)))
         expect_equal(seen(store), tensors)
         expect_equal(contents(store), tensors)
     assert all(t.data_ptr() % 64 == 0 for t in seen(store).values())  # as the allocators would have it
@@ -132,7 +132,7 @@ def load_and_measure(rank: int, directory: Path) -> tuple[int, int, int]:
     del tensors
     dist.barrier()
     with peak_anonymous_memory() as peak:
-        store = HostStore.from_files(lambda: DiskStore(directory, units), group=group)
+        store = HostStore.from_files(lambda: DiskStore(Checkpoint(directory), units), group=group)
     for unit in store.packings:
         torch.equal(store.view(unit), store.view(unit))
     expect_equal(dict(list(seen(store).items())[:2]), dict(list(wide().items())[:2]))
@@ -174,7 +174,7 @@ def load_with_trouble(rank: int, root: Path, trouble: str) -> None:
 
     def open_files() -> DiskStore:
         files = TROUBLE[trouble][0](directory) if is_last else None
-        return files or DiskStore(directory, blockwise(tensors))
+        return files or DiskStore(Checkpoint(directory), blockwise(tensors))
 
     HostStore.from_files(open_files, group=group)
 
@@ -188,7 +188,7 @@ def truncate(directory: Path) -> None:
 
 
 def replace_after_opening(directory: Path) -> DiskStore:
-    files = DiskStore(directory, blockwise(varied()))
+    files = DiskStore(Checkpoint(directory), blockwise(varied()))
     save(directory, varied(num_blocks=2))
     return files
 
@@ -204,7 +204,7 @@ def break_down(directory: Path) -> None:
 
 TROUBLE: dict[str, tuple[Callable[[Path], DiskStore | None], type[Exception], str]] = {
     "missing key": (lose_a_key, KeysDiffer, "1 missing (scale)"),
-    "truncated": (truncate, CheckpointError, "cannot be read as safetensors"),
+    "truncated": (truncate, CheckpointError, "damaged or cut short"),
     "replaced while it is read": (replace_after_opening, StoreError, "was"),
     "anything else": (break_down, RuntimeError, "Unsendable: out of order"),
 }
@@ -228,7 +228,7 @@ def test_what_the_loading_rank_finds_wrong_is_raised_on_all() -> None:
 
 
 def hold(rank: int, directory: Path) -> None:
-    store = HostStore.from_files(lambda: DiskStore(directory, blockwise(wide())), group=node_group())
+    store = HostStore.from_files(lambda: DiskStore(Checkpoint(directory), blockwise(wide())), group=node_group())
     (directory / f"ready{rank}").touch()
     time.sleep(60)
     store.close()

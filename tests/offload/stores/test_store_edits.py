@@ -17,6 +17,7 @@ from tests.offload.offload_models import Stack, example
 from tests.offload.stores.store_files import Tensors, blockwise, contents, expect_equal, save, varied
 from tests.offload.stores.store_ranks import on_ranks
 from weights.agreement import node_group
+from weights.checkpoint import Checkpoint
 
 MIB = 2**20
 # A matrix, a convolution in another dtype, a scalar, one in each of the units; a rank has no part in some.
@@ -34,7 +35,7 @@ class Add:
 
 
 def files(directory: Path) -> HostStore:
-    return HostStore.from_files(lambda: DiskStore(directory, blockwise(varied())), group=node_group())
+    return HostStore.from_files(lambda: DiskStore(Checkpoint(directory), blockwise(varied())), group=node_group())
 
 
 def library(directory: Path) -> HostStore:
@@ -42,7 +43,7 @@ def library(directory: Path) -> HostStore:
 
 
 def disk(directory: Path) -> EditedFiles:
-    return EditedFiles(DiskStore(directory, blockwise(varied())))
+    return EditedFiles(DiskStore(Checkpoint(directory), blockwise(varied())))
 
 
 STORES: dict[str, Callable[[Path], Store]] = {"files": files, "library": library, "disk": disk}
@@ -230,7 +231,7 @@ def grow(rank: int, directory: Path, kind: str) -> list[int]:
     if kind == "library":
         store = HostStore.from_tensors(units, wide, group=group)
     else:
-        store = HostStore.from_files(lambda: DiskStore(directory, units), group=group)
+        store = HostStore.from_files(lambda: DiskStore(Checkpoint(directory), units), group=group)
     peaks = []
     for amount in (1.0, 2.0, 3.0, 4.0):
         dist.barrier()
@@ -258,7 +259,7 @@ def test_an_edit_needs_one_unit_more_and_repeated_ones_need_no_more(tmp_path: Pa
 
 def stack_on_disk(directory: Path) -> tuple[Stack, Stack, Path]:
     """A model to offload, the same one to compare with, and its file."""
-    file = directory / "model.safetensors"
+    file = directory / "diffusion_pytorch_model.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in Stack().state_dict().items()}, file)
     return Stack(), Stack(), file
 
@@ -268,7 +269,7 @@ def stack_on_disk(directory: Path) -> tuple[Stack, Stack, Path]:
 @pytest.mark.parametrize("kind", ["files", "disk"])
 def test_what_is_resident_is_edited_too(tmp_path: Path, kind: str, resident: int, inference: bool) -> None:
     ours, plain, file = stack_on_disk(tmp_path)
-    disk = DiskStore(file.parent, plan_units(ours))
+    disk = DiskStore(Checkpoint(file.parent), plan_units(ours))
     store = EditedFiles(disk) if kind == "disk" else HostStore.from_files(lambda: disk)
     offloaded = offload(ours, store, device=torch.device("cpu"), resident_blocks=resident)
     base = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
@@ -287,7 +288,7 @@ def test_what_is_resident_is_edited_too(tmp_path: Path, kind: str, resident: int
 
 def test_a_resident_block_that_cannot_be_had_again_is_away_until_it_can(tmp_path: Path) -> None:
     ours, plain, file = stack_on_disk(tmp_path)
-    store = EditedFiles(DiskStore(tmp_path, plan_units(ours)))
+    store = EditedFiles(DiskStore(Checkpoint(tmp_path), plan_units(ours)))
     offloaded = offload(ours, store, device=torch.device("cpu"), resident_blocks=2)
     (tmp_path / "away").mkdir()
     os.rename(file, tmp_path / "away" / file.name)

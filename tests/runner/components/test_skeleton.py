@@ -1,13 +1,15 @@
 """A component built without weights is the one its library loads, in every name, shape, dtype and buffer."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import sharding
-from runner.components.directory import component_classes, read_index
+from runner.components.directory import read_directory
 from runner.components.load import load_whole
 from runner.components.skeleton import dtype_plan, skeleton
 from tests import tiny
@@ -20,7 +22,7 @@ def test_the_skeleton_of_each_component_is_what_its_library_builds(
 ) -> None:
     path = tiny.build(family, tiny_root)
     default = torch.get_default_dtype()
-    for name, cls in component_classes(path, read_index(path)).items():
+    for name, cls in read_directory(path).classes.items():
         if not issubclass(cls, nn.Module):
             continue
         loaded, built = load_whole(cls, path / name, dtype), skeleton(cls, path / name, dtype)
@@ -35,3 +37,17 @@ def test_the_skeleton_of_each_component_is_what_its_library_builds(
                 assert torch.equal(dict(built.named_buffers())[key], buffer), (name, key)
         assert not buffers and not built.training
     assert torch.get_default_dtype() is default
+
+
+@pytest.mark.parametrize("own_file", [True, False])
+def test_a_model_that_generates_does_so_with_the_settings_of_its_folder(tmp_path: Path, own_file: bool) -> None:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = Qwen2ForCausalLM(Qwen2Config(**sizes, num_key_value_heads=1, vocab_size=11, eos_token_id=7))
+    model.generation_config.update(max_new_tokens=5, top_k=3, do_sample=True)
+    model.save_pretrained(tmp_path)
+    if not own_file:
+        (tmp_path / "generation_config.json").unlink()
+    wanted = Qwen2ForCausalLM.from_pretrained(tmp_path).generation_config.to_dict()
+    built: Any = skeleton(Qwen2ForCausalLM, tmp_path, torch.float32)
+    assert built.generation_config.to_dict() == wanted
+    assert (wanted["max_new_tokens"] == 5) == own_file

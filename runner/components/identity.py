@@ -1,0 +1,105 @@
+"""What decides the pixels of all requests of a model: told in a few words, part of each request's id and of the recipe.
+
+[Note: what counts]
+Of the directory: the pipeline's class and settings, and of each component its class, what its library reads to build
+it (files.py) and to fill it (weight_files), through links. A README beside, another variant, or a file of another name
+does not count. Of the code: the releases of torch, diffusers and transformers, the type of the device, and which of the
+packages are there that the pipeline's code takes another path without (needs.py).
+
+Not the local tag of a release (2.13.0+cpu, +cu130), as little as the model of the GPU: torch promises the same bits
+across neither, and a job may go on on another machine. Where weights rest and how many ranks there are changes no bit.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import ConfigMixin
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from runner.components.directory import Directory, read_directory
+from runner.components.files import files_of
+from runner.components.needs import deciding
+from runner.components.reading import file_errors
+from runner.components.skeleton import library_of
+from runner.config import ModelConfig
+from runner.errors import UserError
+from runner.world import World
+from weights.checkpoint import weight_files
+from weights.files import FileError, read_bytes, why_unreadable
+from weights.header import read_header
+
+_LIBRARIES = (torch, diffusers, transformers)
+
+
+def agreed_identity(model: ModelConfig, world: World) -> dict[str, Any]:
+    """`identity`, and the dtype, the same on every rank. Collective; raises UserError that names what differs."""
+    root = Path(model.path)
+    mine = world.agreed(lambda: identity(read_directory(root), world.device.type) | {"dtype": model.dtype.value})
+    first, *others = world.gather(mine)
+    for rank, other in enumerate(others, start=1):
+        for key in sorted(first.keys() | other.keys()):
+            if first.get(key) != other.get(key):
+                raise UserError(
+                    f"model.{key} is not the same on all ranks: {first.get(key)} on rank 0, {other.get(key)} on rank "
+                    f"{rank}; give all nodes the same files and packages"
+                )
+    return mine
+
+
+def identity(directory: Directory, device_type: str) -> dict[str, Any]:
+    """Key -> value, a hash for each component. Raises UserError where a file cannot be read."""
+    with file_errors():
+        components = {name: _digest(cls, directory.folder(name)) for name, cls in directory.classes.items()}
+    packages = deciding(directory.pipeline)
+    if any(_takes_pictures(cls) for cls in directory.classes.values()):
+        packages["torchvision"] = transformers.utils.is_torchvision_available()
+    return {
+        "pipeline": directory.pipeline.__name__,
+        "settings": hashlib.sha256(json.dumps(directory.settings, sort_keys=True).encode()).hexdigest(),
+        **components,
+        "device": device_type,
+        **{f"library.{one.__name__}": str(one.__version__).partition("+")[0] for one in _LIBRARIES},
+        **{f"library.{name}": "installed" if there else "absent" for name, there in sorted(packages.items())},
+    }
+
+
+def _takes_pictures(cls: type) -> bool:
+    """An image processor, or a processor with one inside: torchvision or PIL resizes for it, whichever is there."""
+    return not issubclass(cls, nn.Module | ConfigMixin | PreTrainedTokenizerBase)
+
+
+def _digest(cls: type, folder: Path) -> str:
+    """A hash of a component: its class, the files it is built from, and a sample of each weight file.
+
+    Hashing 60 GB would take minutes at each start. A file's header, size and 64 chunks spread through it tell one
+    checkpoint from another; a change of single values between the chunks goes unseen.
+    """
+    digest = hashlib.sha256(cls.__name__.encode())
+    for file in files_of(cls, folder):
+        content = read_bytes(file)
+        digest.update(f"\0{file.relative_to(folder)}\0{len(content)}\0".encode() + content)
+    for file in weight_files(folder, library_of(cls)) if issubclass(cls, nn.Module) else ():
+        digest.update(f"\0{file.name}\0".encode())
+        for part in _sample(file):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _sample(file: Path, chunks: int = 64, size: int = 16384) -> Iterator[bytes]:
+    header = read_header(file)
+    try:
+        with file.open("rb") as stream:
+            total = stream.seek(0, 2)
+            yield total.to_bytes(8, "little") + header
+            for i in range(chunks):
+                stream.seek(max(len(header), (total - size) * i // (chunks - 1)))
+                yield stream.read(size)
+    except OSError as error:
+        raise FileError(why_unreadable(file, error)) from error

@@ -1,0 +1,78 @@
+"""Optional packages that a pipeline's code asks for: diffusers guards their import, but not always their use.
+
+Found in its source, as it was imported: 17 pipelines of diffusers 0.42.1 use ftfy or torchvision without asking again
+whether it is there (all Wan with a picture, SkyReels-V2, Lucy, Helios, ChronoEdit, PRX; OmniGen, Cosmos 2.5).
+"""
+
+import ast
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from types import FunctionType, ModuleType
+
+from runner.errors import UserError
+
+# Where these are there, prompts or pictures become other ones: ftfy mends text, bs4 strips markup from it, torchvision
+# resizes pictures (transformers takes its image processors from it), invisible_watermark writes into the result.
+DECIDING = ("ftfy", "bs4", "torchvision", "invisible_watermark")
+
+
+def refuse_missing(cls: type) -> None:
+    """Raises UserError for a package that the pipeline class's code would use without being there."""
+    for module in _modules_of(cls):
+        for package in _unguarded(module):
+            raise UserError(f"{cls.__name__} uses {package}, which is not installed: pip install {package}")
+
+
+def deciding(cls: type) -> dict[str, bool]:
+    """Whether they are there, of the packages that decide inputs or pixels: those that the class's code asks for."""
+    found = {}
+    for module in _modules_of(cls):
+        for package in DECIDING:
+            available = getattr(module, f"is_{package}_available", None)
+            if callable(available):
+                found[package] = bool(available())
+    return found
+
+
+def does_without(cls: type, name: str) -> bool:
+    """Whether the class's code asks if it has this component (or the encoder that this tokenizer belongs to).
+
+    A component that is listed as null and that the constructor wants: SD3 without its T5 works, PixArt without its VAE
+    is made, and fails at each call.
+    """
+    question = f"self.{name.replace('tokenizer', 'text_encoder')} is None"
+    return any(question in inspect.getsource(module) for module in _modules_of(cls))
+
+
+def _modules_of(cls: type) -> list[ModuleType]:
+    """Of the class and its parents, and those of its pipeline's functions that come from a neighbour."""
+    names = [one.__module__ for one in cls.__mro__]
+    for name in list(names):
+        values = vars(sys.modules[name]).values()
+        names += [value.__module__ for value in values if isinstance(value, FunctionType)]
+    ours = [name for name in dict.fromkeys(names) if name.startswith("diffusers.pipelines.")]
+    return [sys.modules[name] for name in ours if name in sys.modules]
+
+
+def _unguarded(module: ModuleType) -> Iterator[str]:
+    """Packages that are not there, of `if is_x_available(): import x` without an else, asked once, whose x is used."""
+    source = inspect.getsource(module)
+    for node in ast.parse(source).body:
+        if not isinstance(node, ast.If) or node.orelse or not isinstance(node.test, ast.Call):
+            continue
+        question = ast.unparse(node.test.func)
+        if not re.fullmatch(r"is_\w+_available", question) or source.count(f"{question}()") > 1:
+            continue
+        imports = [child for child in node.body if isinstance(child, ast.Import | ast.ImportFrom)]
+        names = {(alias.asname or alias.name).partition(".")[0] for one in imports for alias in one.names}
+        if not getattr(module, question)() and _uses(source, names):
+            yield question.removeprefix("is_").removesuffix("_available")
+
+
+def _uses(source: str, names: set[str]) -> bool:
+    """Whether the code has one of the names anywhere but in an import."""
+    if all(len(re.findall(rf"\b{name}\b", source)) < 2 for name in names):  # quick: no need to walk through all of it
+        return False
+    return any(isinstance(node, ast.Name) and node.id in names for node in ast.walk(ast.parse(source)))
