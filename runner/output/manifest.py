@@ -80,9 +80,12 @@ class Manifest:
 
     def _tries(self) -> dict[str, int]:
         attempts: Counter[str] = Counter()
+        counted: set[str] = set()  # whose last try counts so far; two ranks may each withdraw it
         for line in _mended(self._attempts):
-            attempts.update(_ids(line.get("started")))
-            attempts.subtract(_ids(line.get("withdrawn")))
+            started, withdrawn = set(_ids(line.get("started"))), counted & set(_ids(line.get("withdrawn")))
+            attempts.update(started)
+            attempts.subtract(withdrawn)
+            counted = (counted | started) - withdrawn
         return dict(attempts)
 
     def _remove_stale(self) -> list[Path]:
