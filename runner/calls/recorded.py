@@ -63,7 +63,8 @@ def raw_bytes(tensor: torch.Tensor) -> memoryview:
     if type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.layout is not torch.strided:
         raise NotKept(f"a {type(tensor).__name__} ({tensor.layout}) is no plain tensor")
     dense = tensor.detach().resolve_conj().resolve_neg().to("cpu").contiguous()
-    return memoryview(dense.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    row = dense.as_strided((dense.numel(),), (1,))  # `reshape` may leave a single element its stride of 0
+    return memoryview(row.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def pack(output: Any, inputs: Any) -> tuple[Any, list[memoryview]]:
@@ -97,6 +98,8 @@ def _packed_tensor(tensor: torch.Tensor, body: list[memoryview], taken: set[int]
     raw, memory = raw_bytes(tensor), tensor.untyped_storage().data_ptr()
     if tensor.is_conj() or tensor.is_neg() or tensor.requires_grad:
         raise NotKept("it gives a tensor that is a view with arithmetic of its own, or part of a graph")
+    if any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+        raise NotKept("it gives an expanded tensor")
     if tensor.numel():
         if memory in taken:
             raise NotKept("its result shares memory with what it was called with, or with itself")

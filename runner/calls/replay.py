@@ -74,7 +74,7 @@ class _Inside:
     generator: torch.Generator | None
     kind: str
     wanted: bool | None  # whether its calls are written; None until `auto` knows how long it takes
-    together: bool  # whether the ranks of the shard group may still replay
+    together: bool = True  # whether the ranks that share weights still have all answers
     held: list[tuple[dict[str, Any], list[memoryview]]] = field(default_factory=list)
     begun: float = field(default_factory=time.monotonic)
     seconds: list[float] = field(default_factory=list)  # of each call, replayed or computed
@@ -122,7 +122,7 @@ class Replay:
         """Around the pipeline's own call. When it is left, however, what was logged is on the disk."""
         kind = json.dumps(dict(request.call), sort_keys=True, default=str)
         wanted = True if resume.always or not resume.log.is_at_end else self._is_worth(kind)
-        self._inside = _Inside(resume, generator, kind, wanted, self._lockstep.size > 1)
+        self._inside = _Inside(resume, generator, kind, wanted)
         self._steps.start()
         for component in self._components:
             if self._off is None and (reason := why_stateful(component.module)) is not None:

@@ -90,7 +90,7 @@ class CallLog:
     def refuse_last(self, reason: str) -> None:
         """The record that was read last answers another call: it and all after it are of no use."""
         self._say(
-            f"{self.path}: call {self.number - 1} of the log is not the one that is made now ({reason}); going on from it"
+            f"{self.path}: call {self.number - 1} in it is not the one that is made now ({reason}); going on from there"
         )
         self._end, self.number = self._last, self.number - 1
         self._end_reading()

@@ -1,130 +1,52 @@
-"""A request that is cut short at any of its calls goes on there, anywhere, with the bits of an undisturbed one."""
+"""A request that is cut short at any of its calls goes on there with the bits of an undisturbed one."""
 
-import dataclasses
-import random
-import re
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig
+from torch import nn
 
 import runner.calls.replay as replay
-from runner.calls.randomness import global_seed
-from runner.calls.replay import Resume, StoppedInside
+from runner.calls.recorded import NotKept, fingerprint, pack, unpack
+from runner.calls.replay import StoppedInside
 from runner.config import load_config
-from runner.output.call_log import CallLog, count_records
 from runner.pipeline.open import open_pipeline
-from runner.pipeline.pipeline import Pipeline
-from runner.request import Request
 from runner.world import World
 from tests import tiny
+from tests.resuming import COMBINATIONS, Bench, request_of, stock_bits, with_scheduler
 
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # numpy 2, in diffusers' schedulers
 ALONE = World(0, 1, torch.device("cpu"))
-SEED = 7
-# The family, the scheduler (None: its own) and its settings over those of the directory. * draws random numbers.
-COMBINATIONS: dict[str, tuple[str, str | None, dict[str, Any]]] = {
-    "flux": ("flux", None, {}),
-    "flux *": ("flux", "FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
-    "sd3 heun": ("sd3", "FlowMatchHeunDiscreteScheduler", {}),
-    "sd3": ("sd3", None, {}),
-    "sd3 *": ("sd3", "FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
-    "qwenimage": ("qwenimage", None, {}),
-    "qwenimage *": ("qwenimage", "FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
-    "wan unipc": ("wan", None, {}),
-    "wan sde *": ("wan", "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "use_flow_sigmas": True}),
-    "wan22 two DiTs": ("wan22", None, {}),
-    "pixart dpm++ 3": ("pixart", "DPMSolverMultistepScheduler", {"solver_order": 3}),
-    "pixart ancestral *": ("pixart", "EulerAncestralDiscreteScheduler", {}),
-    "pixart heun": ("pixart", "HeunDiscreteScheduler", {}),
-    "pixart kdpm2 *": ("pixart", "KDPM2AncestralDiscreteScheduler", {}),
-    "pixart deis": ("pixart", "DEISMultistepScheduler", {}),
-    "dit ddim": ("dit", None, {}),
-    "dit ddpm *": ("dit", "DDPMScheduler", {}),
-    "hunyuanvideo": ("hunyuanvideo", None, {}),
-    "ltx": ("ltx", None, {}),
-    "sana": ("sana", None, {}),
-}
-PLACEMENTS = {
-    "device": [],
-    "host": ["placement.default.rest=host"],
-    "disk": ["placement.default.rest=disk", "execution.leave_inference=weights"],
-    "sharded": ["placement.default.share=shard"],
-    "sharded, host": ["placement.transformer.share=shard", "placement.transformer.rest=host"],
-}
+FAST = ("flux", "wan22 two DiTs", "pixart ancestral *")
 
 
-def with_scheduler(combination: str, pipeline: Any) -> Any:
-    _, name, settings = COMBINATIONS[combination]
-    if name is not None:
-        pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config, **settings)
-    return pipeline
+def opened(path: Path, folder: Path, *overrides: str) -> Bench:
+    return Bench(open_pipeline(load_config(None, [f"model.path={path}", *overrides]), ALONE), folder)
 
 
-def request_of(family: str, **differs: Any) -> Request:
-    described = tiny.FAMILIES[family]
-    prompt = described.prompts[1]
-    text = prompt[0] if isinstance(prompt, list) else prompt
-    return Request(text, SEED, {**described.call, "num_inference_steps": 4, **differs}, output_type="np")
+@pytest.fixture
+def flux(tiny_root: Path, tmp_path: Path) -> Bench:
+    return opened(tiny.build("flux", tiny_root), tmp_path)
 
 
-def stock_bits(combination: str, path: Path) -> torch.Tensor:
-    """The stock pipeline, its global generators set as the runner does."""
-    family = COMBINATIONS[combination][0]
-    described = dataclasses.replace(tiny.FAMILIES[family], call=request_of(family).call)
-    stock = with_scheduler(combination, tiny.load_stock(path))
-    torch.manual_seed(global_seed(SEED))
-    np.random.seed(global_seed(SEED) % 2**32)
-    random.seed(global_seed(SEED))
-    return torch.as_tensor(tiny.call_stock(stock, described, described.prompts[1], SEED, output_type="np")[0])
+@pytest.fixture
+def flux_bits(tiny_root: Path) -> torch.Tensor:
+    return stock_bits("flux", tiny.build("flux", tiny_root))
 
 
-class Bench:
-    """One pipeline, and logs in one folder."""
-
-    def __init__(self, path: Path, folder: Path, *overrides: str) -> None:
-        self.pipeline = open_pipeline(load_config(None, [f"model.path={path}", *overrides]), ALONE)
-        self.pipeline.log_calls()
-        self.folder, self.said = folder, list[str]()
-
-    def log(self, name: str, *, writes: bool = True) -> CallLog:
-        return CallLog(self.folder / f"{name}.log", {"request": "x"}, writes=writes, say=self.said.append)
-
-    def make(self, request: Request, name: str, **how: Any) -> tuple[torch.Tensor, int]:
-        """The picture, and how many of the denoiser's calls were computed."""
-        before = self.computed
-        made = self.pipeline(request, Resume(self.log(name), how.pop("time_left", lambda: None), **how))
-        return torch.as_tensor(made), self.computed - before
-
-    @property
-    def computed(self) -> int:
-        return self.pipeline.timings.calls.get("denoise", 0)
-
-    def records(self, name: str) -> int:
-        return count_records(self.folder / f"{name}.log")
-
-    def cut(self, name: str, records: int, torn: int = 0) -> str:
-        """The log as a kill after so many calls, and some bytes of the next, leaves it."""
-        whole = (self.folder / f"{name}.log").read_bytes()
-        ends = [found.start() for found in re.finditer(rb"call[\x00-\xff]{20}\{\"call\": ", whole)] + [len(whole)]
-        (self.folder / "cut.log").write_bytes(whole[: min(ends[records] + torn, len(whole))])
-        return "cut"
-
-
-@pytest.mark.parametrize("combination", COMBINATIONS)
-def test_killed_at_every_call_it_goes_on_with_the_stock_bits(
-    combination: str, tiny_root: Path, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    "combination", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in COMBINATIONS]
+)
+def test_killed_at_every_call_it_goes_on_with_the_stock_bits(combination: str, tiny_root: Path, tmp_path: Path) -> None:
     """Each kill leaves a torn record besides; then the request is killed once more, two calls on."""
     family = COMBINATIONS[combination][0]
     path = tiny.build(family, tiny_root)
     expected, request = stock_bits(combination, path), request_of(family)
-    bench = Bench(path, tmp_path)
+    bench = opened(path, tmp_path)
     with_scheduler(combination, bench.pipeline.stock)
     made, calls = bench.make(request, "whole")
     assert torch.equal(made, expected) and calls >= 4
@@ -134,7 +56,221 @@ def test_killed_at_every_call_it_goes_on_with_the_stock_bits(
         made, computed = bench.make(request, name)
         assert torch.equal(made, expected), killed_at
         assert computed == calls - killed_at and bench.records(name) == calls
-        again = bench.cut(name, min(killed_at + 2, calls))
+        again = bench.cut(name, min(killed_at + 2, calls), to="again")
         made, computed = bench.make(request, again)
         assert torch.equal(made, expected) and computed == max(calls - killed_at - 2, 0)
     assert not bench.said
+
+
+@pytest.mark.parametrize("asked_at", range(5))
+def test_asked_to_stop_it_leaves_after_the_current_call_and_goes_on_there(
+    flux: Bench, flux_bits: torch.Tensor, asked_at: int
+) -> None:
+    """With no time left. Before the first call nothing is known of how long one takes: that one is made."""
+    request = request_of("flux")
+
+    def time_left() -> float | None:
+        return 0.0 if flux.computed >= asked_at else None
+
+    if asked_at == 4:
+        assert torch.equal(flux.make(request, "stopped", time_left=time_left)[0], flux_bits)
+        return
+    with pytest.raises(StoppedInside) as stop:
+        flux.make(request, "stopped", time_left=time_left)
+    assert stop.value.calls == flux.records("stopped") == max(asked_at, 1)
+    made, computed = flux.make(request, "stopped")
+    assert torch.equal(made, flux_bits) and computed == 4 - max(asked_at, 1)
+
+
+def test_asked_to_stop_it_finishes_where_there_is_time(flux: Bench, flux_bits: torch.Tensor) -> None:
+    made, computed = flux.make(request_of("flux"), "stopped", time_left=lambda: 60.0)
+    assert torch.equal(made, flux_bits) and computed == 4
+
+
+def test_how_long_a_request_still_takes_is_told_by_its_steps(flux: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four steps: after the second, half of the time is still needed."""
+    seconds = iter(range(0, 1000, 10))
+    clock = type("Clock", (), {"perf_counter": lambda: next(seconds), "monotonic": lambda: 0.0})
+    flux.make(request_of("flux"), "whole")
+    monkeypatch.setattr(replay, "time", clock)
+    needed: list[float] = []
+    assert flux.pipeline.replay is not None
+    asked = flux.pipeline.replay._seconds_needed
+    monkeypatch.setattr(flux.pipeline.replay, "_seconds_needed", lambda one: needed.append(asked(one)) or 0.0)
+    flux.make(request_of("flux"), "timed", time_left=lambda: 1e9)
+    assert needed == [0.0, 30.0, 20.0, 10.0]
+
+
+def test_auto_keeps_logs_of_long_requests_only(flux: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = request_of("flux")
+    _, computed = flux.make(request, "short", always=False)
+    assert computed == 4 and flux.records("short") == 0 and flux.pipeline.replay is not None
+    monkeypatch.setattr(replay, "fingerprint", None)  # the next one is known to be short: it is not even looked at
+    flux.make(request, "short", always=False)
+    monkeypatch.undo()
+    monkeypatch.setattr(replay, "WORTH", 0.0)
+    flux.make(request, "long", always=False)
+    assert flux.records("long") == 4
+    monkeypatch.undo()
+    longer = request_of("flux", num_inference_steps=5)
+    monkeypatch.setattr(replay, "DECIDE", 0.0)
+    monkeypatch.setattr(replay, "WORTH", 1e-9)
+    flux.make(longer, "longer", always=False)
+    assert flux.records("longer") == 5, "what came before the decision is in it"
+    monkeypatch.undo()
+    assert flux.make(longer, flux.cut("longer", 2), always=False)[1] == 3, "a log that is there is used"
+
+
+def test_stochastic_models_leave_the_generators_as_a_computed_call_does(tiny_root: Path, tmp_path: Path) -> None:
+    """The DiT draws from each global generator, and its scheduler from the same ones after it."""
+    path, request = tiny.build("flux", tiny_root), request_of("flux")
+
+    def noisy(bench: Bench) -> Bench:
+        with_scheduler("flux *", bench.pipeline.stock)
+        transformer = bench.pipeline.stock.transformer
+        forward = transformer.forward
+
+        def drawing(*args: Any, **kwargs: Any) -> Any:
+            import random
+
+            (sample,) = forward(*args, **kwargs)
+            return (sample + torch.randn(()) + np.random.normal() + random.gauss(0, 1),)
+
+        transformer.forward = drawing
+        return bench
+
+    bench = noisy(opened(path, tmp_path))
+    expected, _ = bench.make(request, "whole")
+    assert not torch.equal(expected, stock_bits("flux *", path))
+    for killed_at in range(5):
+        made, computed = bench.make(request, bench.cut("whole", killed_at))
+        assert torch.equal(made, expected) and computed == 4 - killed_at
+
+
+def test_other_inputs_end_the_log_where_they_come(flux: Bench) -> None:
+    """As where an encoder is no longer the same: the log's calls are none of this request's."""
+    expected, _ = flux.make(request_of("flux", guidance_scale=2.0), "other")
+    flux.make(request_of("flux"), "whole")
+    made, computed = flux.make(request_of("flux", guidance_scale=2.0), "whole")
+    assert torch.equal(made, expected) and computed == 4
+    assert len(flux.said) == 1 and "call 0 in it is not the one that is made now" in flux.said[0]
+    assert flux.make(request_of("flux", guidance_scale=2.0), "whole")[1] == 0, "the log is this request's now"
+
+
+def _caches(transformer: nn.Module) -> None:
+    transformer.enable_cache(FirstBlockCacheConfig(threshold=0.5))  # type: ignore[operator]
+
+
+def _writes_to_its_input(transformer: nn.Module) -> None:
+    _around(transformer, lambda forward, hidden_states, **kwargs: forward(hidden_states.mul_(1.5), **kwargs))
+
+
+def _gives_its_input(transformer: nn.Module) -> None:
+    _around(transformer, lambda forward, hidden_states, **kwargs: (hidden_states,))
+
+
+def _counts_its_calls(transformer: Any) -> None:
+    transformer.seen = []
+
+    def forward(forward: Any, hidden_states: torch.Tensor, **kwargs: Any) -> Any:
+        transformer.seen.append(hidden_states)
+        return (forward(hidden_states, **kwargs)[0] * len(transformer.seen),)
+
+    _around(transformer, forward)
+
+
+def _has_a_foreign_hook(transformer: nn.Module) -> None:
+    calls: list[int] = []
+    transformer.transformer_blocks[0].register_forward_hook(lambda *_: calls.append(1))  # type: ignore[index,union-attr]
+
+
+def _around(transformer: Any, call: Any) -> None:
+    forward = transformer.forward
+
+    def around(hidden_states: torch.Tensor, **kwargs: Any) -> Any:
+        return call(forward, hidden_states, **kwargs)
+
+    transformer.forward = around
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_caches, "the hook"),
+        (_writes_to_its_input, "writes into what it is called with"),
+        (_gives_its_input, "shares memory with"),
+        (_counts_its_calls, "keeps state in seen"),
+        (_has_a_foreign_hook, "the hook _has_a_foreign_hook"),
+    ],
+)
+def test_what_keeps_state_between_calls_is_not_logged_and_said_once(
+    change: Any, said: str, flux: Bench, capfd: pytest.CaptureFixture[str]
+) -> None:
+    change(flux.pipeline.stock.transformer)
+    _, computed = flux.make(request_of("flux"), "stateful")
+    assert computed == 4 and not list(flux.folder.glob("*.log"))
+    flux.make(request_of("flux"), "stateful")
+    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("resume_inside:")]
+    assert len(told) == 1 and said in told[0] and not list(flux.folder.glob("*.log"))
+
+
+def _results() -> Iterator[Any]:
+    from diffusers.models.modeling_outputs import Transformer2DModelOutput
+
+    wide = torch.arange(60.0).view(3, 4, 5)
+    yield (wide.clone(), None, 3, 2.5, "text", True)
+    yield [wide.to(torch.bfloat16).transpose(0, 2), {"a": wide[:, 1:3, ::2].to(torch.float64)}]
+    yield Transformer2DModelOutput(sample=wide.permute(2, 0, 1).half())
+    yield (wide.new_empty(0, 4), torch.tensor(3), torch.ones(1).expand(1), wide > 3, wide.to(torch.complex64))
+    yield (wide.clone()[1:], torch.zeros(80)[65:])
+
+
+@pytest.mark.parametrize("result", list(_results()), ids=lambda result: type(result).__name__)
+@pytest.mark.parametrize("inference", [False, True])
+def test_results_come_back_as_they_were(result: Any, inference: bool) -> None:
+    tree, body = pack(result, ())
+    with torch.inference_mode(inference):
+        found = unpack(tree, bytearray(b"".join(body)), torch.device("cpu"))
+
+    def compare(one: Any, other: Any) -> None:
+        assert type(one) is type(other)
+        if isinstance(one, torch.Tensor):
+            assert torch.equal(one, other) and one.dtype == other.dtype and one.stride() == other.stride()
+            assert one.storage_offset() % 64 == other.storage_offset() % 64 and other.is_inference() == inference
+            other.zero_()
+        elif isinstance(one, dict):
+            assert list(one) == list(other)
+            for name in one:
+                compare(one[name], other[name])
+        elif isinstance(one, list | tuple):
+            for inner, across in zip(one, other, strict=True):
+                compare(inner, across)
+        else:
+            assert one == other
+
+    with torch.inference_mode(inference):
+        compare(result, found)
+
+
+def test_what_is_more_than_tensors_is_not_kept() -> None:
+    shared = torch.ones(4)
+    for result in (object(), (shared, shared), torch.ones(1).expand(3), {1: shared}, torch.ones(2).to_sparse()):
+        with pytest.raises(NotKept):
+            pack(result, ())
+    with pytest.raises(NotKept, match="called with a object"):
+        fingerprint("transformer", (object(),), {})
+    with pytest.raises(NotKept, match="no class of outputs"):
+        unpack({"is": "output", "class": "os:system", "items": {}}, bytearray(), torch.device("cpu"))
+
+
+def test_a_fingerprint_tells_calls_apart_by_each_bit() -> None:
+    ones = torch.ones(3, 4)
+    other = ones.clone()
+    other.view(torch.int32)[2, 3] += 1
+    calls: list[tuple[Any, Any]] = [
+        ((ones,), {}), ((other,), {}), ((ones.view(4, 3),), {}), ((ones.bfloat16(),), {}), ((), {"x": ones}),
+        (([ones],), {}), ((ones, 1), {}), ((ones, 1.0), {}), ((ones, True), {}), ((ones, None), {}),
+    ]  # fmt: skip
+    prints = [fingerprint("transformer", *call) for call in calls]
+    assert len({*prints, fingerprint("controlnet", (ones,), {})}) == len(calls) + 1
+    assert fingerprint("transformer", (ones.t().contiguous().t(),), {}) == prints[0], "strides are the same code's"

@@ -1,4 +1,4 @@
-"""A call log on the disk: read as far as it is whole, continued where it ends, given up before it costs a job anything."""
+"""A call log on the disk: read as far as it is whole, continued there, given up before it costs a job anything."""
 
 import errno
 import os
