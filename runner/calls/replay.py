@@ -57,13 +57,14 @@ class Resume:
 
 @dataclass
 class Kept:
-    """Figures of a run, and of the request in progress."""
+    """What this rank's logs gave, and took."""
 
     calls_replayed: int = 0
     seconds_replayed: float = 0.0  # that the replayed calls had taken
     calls_logged: int = 0
     bytes_logged: int = 0
-    seconds_logging: float = 0.0  # of the compute thread
+    seconds_logging: float = 0.0  # of the compute thread, with replaying
+    calls_left: int = 0  # in the log of a request that was left unfinished
 
 
 @dataclass
@@ -127,10 +128,14 @@ class Replay:
         for component in self._components:
             if self._off is None and (reason := why_stateful(component.module)) is not None:
                 self._turn_off(component, reason)
+        self.kept.calls_left = 0
         try:
             yield
             if not self._inside.replayed:
                 self._seconds[kind] = time.monotonic() - self._inside.begun
+        except BaseException:
+            self.kept.calls_left = resume.log.number
+            raise
         finally:
             self._inside, self._is_in_call = None, False
             resume.log.close()
@@ -154,6 +159,8 @@ class Replay:
             inside.together = not self._lockstep.any(record is None, place)
         if record is not None and (inside.together or not component.is_sharded):
             return self._replayed(inside, component, record)
+        if record is not None:  # the ranks beside this one have to compute it
+            inside.seconds.append(record.header["seconds"])
         keeps = called is not None and record is None and self._keeps(inside)
         self._is_in_call = True
         try:

@@ -1,15 +1,23 @@
 """A log of one rank, placement or world goes on in every other; ranks that share weights go on together."""
 
+import json
+import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from runner.calls.lockstep import PeerLeft
 from runner.calls.replay import StoppedInside
+from runner.output.call_log import count_records
 from tests import tiny
+from tests.distributed.chaos import ROOT, Job, lines, run_plain
 from tests.distributed.placed import opened
+from tests.distributed.test_stopping import start_alone
 from tests.ranks import World, on_ranks
 from tests.resuming import Bench, request_of, stock_bits
 
@@ -136,3 +144,75 @@ def test_ranks_of_one_copy_stop_inside_together_whoever_is_asked(world: World, p
     assert bench.records("stopped") == 2
     made, computed = bench.make(request, "stopped")
     assert torch.equal(made, expected) and computed == 2
+
+
+STEPS = 300
+
+
+def arguments(output: Path, *more: str) -> list[str]:
+    """One request, of many calls of 40 ms."""
+    return ["job.prompt=a rocket", "job.images_per_prompt=1", f"job.call.num_inference_steps={STEPS}",
+            "job.format=npy", f"job.output={output}", *more]  # fmt: skip
+
+
+def picture(output: Path) -> np.ndarray:
+    (line,) = [json.loads(line) for line in lines(output / "manifest.jsonl")]
+    return np.load(output / line["file"])
+
+
+def records(output: Path) -> int:
+    return sum(count_records(log) for log in (output / "calls").glob("*.log"))
+
+
+def report(output: Path) -> dict[str, Any]:
+    return json.loads((output / "run.json").read_text())
+
+
+def wait_for_records(output: Path, number: int, process: subprocess.Popen[str]) -> None:
+    while records(output) < number:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_real_job_is_killed_and_asked_to_stop_and_ends_with_one_picture_and_the_work_of_one(tmp_path: Path) -> None:
+    """SIGKILL, then SIGTERM, then SIGKILL of both ranks that go on with sharded weights, then a rank with offloaded
+    ones. Each kill costs what was not yet flushed, a polite stop nothing."""
+    generate = str(ROOT / "configs" / "generate.yaml")
+    undisturbed, output = tmp_path / "undisturbed", tmp_path / "out"
+    run_plain([generate, *arguments(undisturbed, "job.resume_inside=false")])
+    assert not (undisturbed / "calls").exists()
+
+    on = arguments(output, "job.resume_inside=true", "job.grace_seconds=2", "job.max_attempts=1")
+    process = start_alone(output, [generate, *on], begun=1)
+    wait_for_records(output, 30, process)
+    process.kill()
+    process.communicate()
+    killed = records(output)
+
+    process = start_alone(output, [generate, *on], begun=2)
+    wait_for_records(output, killed + 20, process)
+    process.send_signal(signal.SIGTERM)
+    told = process.communicate(timeout=30)[1]
+    stopped = records(output)
+    assert process.returncode == 3 and f"{killed} calls replayed" in told and f"{stopped} calls are kept" in told
+    log = report(output)["ranks"][0]["call_log"]
+    assert (log["calls_replayed"], log["calls_logged"], log["calls_left"]) == (killed, stopped - killed, stopped)
+
+    # The other rank has filler work: it reads the same log.
+    job = Job(output, [generate, *on, "placement.default.share=shard"], num_ranks=2)
+    try:
+        assert job.wait_for(lambda: records(output) >= stopped + 20), job.log.read_text()
+        job.agent.kill()
+        for worker in job.workers():
+            worker.kill()
+        job.gone_after(20)
+    finally:
+        job.kill()
+    lost = records(output)
+    assert stopped < lost < STEPS
+
+    run_plain([generate, *on, "placement.default.rest=disk"])
+    log = report(output)["ranks"][0]["call_log"]
+    assert (log["calls_replayed"], log["calls_logged"]) == (lost, STEPS - lost)
+    assert np.array_equal(picture(output), picture(undisturbed)) and not (output / "calls").exists()
