@@ -126,7 +126,7 @@ class Replay:
         self._inside = _Inside(resume, generator, kind, wanted)
         self._steps.start()
         for component in self._components:
-            if self._off is None and (reason := why_stateful(component.module)) is not None:
+            if wanted is not False and self._off is None and (reason := why_stateful(component.module)) is not None:
                 self._turn_off(component, reason)
         self.kept.calls_left = 0
         try:

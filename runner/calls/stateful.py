@@ -15,7 +15,8 @@ from torch import nn
 _OURS = frozenset(
     {"torch", "weights", "sharding", "offload", "lora", "runner"}
 )  # whose hooks keep nothing between calls
-_OWN = frozenset({"_parameters", "_buffers", "_modules"})
+_OWN = frozenset(vars(nn.Module()))  # what every module has: hooks, parameters, flags
+_KEEPS = (torch.Tensor, list, dict, set)
 
 
 def why_stateful(module: nn.Module) -> str | None:
@@ -55,11 +56,12 @@ def state_of(module: nn.Module) -> State:
     """What `module` and those inside it hold besides parameters, by the number of the module and the name."""
     held: dict[tuple[int, str], Held] = {}
     for index, inner in enumerate(module.modules()):
-        for name, value in vars(inner).items():
-            if name not in _OWN and not name.endswith("_hooks") and isinstance(value, torch.Tensor | list | dict | set):
-                held[index, name] = Held(value, _writes(value), is_buffer=False)
-        for name, value in inner._buffers.items():
-            held[index, name] = Held(value, _writes(value), is_buffer=True)
+        own = vars(inner)
+        for name in own.keys() - _OWN:
+            if isinstance(own[name], _KEEPS):
+                held[index, name] = Held(own[name], _writes(own[name]), is_buffer=False)
+        for name, buffer in inner._buffers.items():
+            held[index, name] = Held(buffer, _writes(buffer), is_buffer=True)
     return held
 
 
