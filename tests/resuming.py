@@ -101,9 +101,10 @@ class Bench:
     def records(self, name: str) -> int:
         return count_records(self.folder / f"{name}.log")
 
-    def cut(self, name: str, records: int, torn: int = 0, *, to: str = "cut") -> str:
-        """The log as a kill after so many calls, and some bytes of the next, leaves it."""
+    def cut(self, name: str, records: int, torn: int = 0, *, zeros: int = 0, to: str = "cut") -> str:
+        """The log as a kill after so many calls, and some bytes of the next, leaves it. `zeros`: as a power loss does,
+        where the file's length was on the disk and its last pages were not."""
         whole = (self.folder / f"{name}.log").read_bytes()
         ends = [found.start() for found in re.finditer(rb"call[\x00-\xff]{20}\{\"call\": ", whole)] + [len(whole)]
-        (self.folder / f"{to}.log").write_bytes(whole[: min(ends[records] + torn, len(whole))])
+        (self.folder / f"{to}.log").write_bytes(whole[: min(ends[records] + torn, len(whole))] + bytes(zeros))
         return to

@@ -1,6 +1,7 @@
 """A request that is cut short at any of its calls goes on there with the bits of an undisturbed one."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import torch
 from diffusers import FirstBlockCacheConfig
 from torch import nn
 
-import runner.calls.replay as replay
+import runner.calls.replay
 from runner.calls.recorded import NotKept, fingerprint, pack, unpack
 from runner.calls.replay import StoppedInside
 from runner.config import load_config
 from runner.pipeline.open import open_pipeline
 from runner.world import World
 from tests import tiny
+from tests.lora.lora_files import save_adapter
 from tests.resuming import COMBINATIONS, Bench, request_of, stock_bits, with_scheduler
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # numpy 2, in diffusers' schedulers
@@ -42,7 +44,7 @@ def flux_bits(tiny_root: Path) -> torch.Tensor:
     "combination", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in COMBINATIONS]
 )
 def test_killed_at_every_call_it_goes_on_with_the_stock_bits(combination: str, tiny_root: Path, tmp_path: Path) -> None:
-    """Each kill leaves a torn record besides; then the request is killed once more, two calls on."""
+    """Each kill leaves a torn record besides, or pages of zeros; then the request is killed once more, two calls on."""
     family = COMBINATIONS[combination][0]
     path = tiny.build(family, tiny_root)
     expected, request = stock_bits(combination, path), request_of(family)
@@ -52,7 +54,7 @@ def test_killed_at_every_call_it_goes_on_with_the_stock_bits(combination: str, t
     assert torch.equal(made, expected) and calls >= 4
     assert bench.records("whole") == calls, bench.said
     for killed_at in range(calls + 1):
-        name = bench.cut("whole", killed_at, torn=100)
+        name = bench.cut("whole", killed_at, torn=100, zeros=4096 * (killed_at % 2))
         made, computed = bench.make(request, name)
         assert torch.equal(made, expected), killed_at
         assert computed == calls - killed_at and bench.records(name) == calls
@@ -92,7 +94,7 @@ def test_how_long_a_request_still_takes_is_told_by_its_steps(flux: Bench, monkey
     seconds = iter(range(0, 1000, 10))
     clock = type("Clock", (), {"perf_counter": lambda: next(seconds), "monotonic": lambda: 0.0})
     flux.make(request_of("flux"), "whole")
-    monkeypatch.setattr(replay, "time", clock)
+    monkeypatch.setattr(runner.calls.replay, "time", clock)
     needed: list[float] = []
     assert flux.pipeline.replay is not None
     asked = flux.pipeline.replay._seconds_needed
@@ -105,16 +107,18 @@ def test_auto_keeps_logs_of_long_requests_only(flux: Bench, monkeypatch: pytest.
     request = request_of("flux")
     _, computed = flux.make(request, "short", always=False)
     assert computed == 4 and flux.records("short") == 0 and flux.pipeline.replay is not None
-    monkeypatch.setattr(replay, "fingerprint", None)  # the next one is known to be short: it is not even looked at
+    monkeypatch.setattr(
+        runner.calls.replay, "fingerprint", None
+    )  # the next one is known to be short: it is not even looked at
     flux.make(request, "short", always=False)
     monkeypatch.undo()
-    monkeypatch.setattr(replay, "WORTH", 0.0)
+    monkeypatch.setattr(runner.calls.replay, "WORTH", 0.0)
     flux.make(request, "long", always=False)
     assert flux.records("long") == 4
     monkeypatch.undo()
     longer = request_of("flux", num_inference_steps=5)
-    monkeypatch.setattr(replay, "DECIDE", 0.0)
-    monkeypatch.setattr(replay, "WORTH", 1e-9)
+    monkeypatch.setattr(runner.calls.replay, "DECIDE", 0.0)
+    monkeypatch.setattr(runner.calls.replay, "WORTH", 1e-9)
     flux.make(longer, "longer", always=False)
     assert flux.records("longer") == 5, "what came before the decision is in it"
     monkeypatch.undo()
@@ -145,6 +149,34 @@ def test_stochastic_models_leave_the_generators_as_a_computed_call_does(tiny_roo
     for killed_at in range(5):
         made, computed = bench.make(request, bench.cut("whole", killed_at))
         assert torch.equal(made, expected) and computed == 4 - killed_at
+
+
+def test_a_callback_between_the_steps_runs_again(flux: Bench) -> None:
+    """It changes the latents, and draws from the global generator."""
+
+    def callback(stock: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        return {"latents": values["latents"] * 0.9 + 0.1 * torch.randn(values["latents"].shape)}
+
+    request = request_of("flux", callback_on_step_end=callback)
+    expected, calls = flux.make(request, "whole")
+    assert not torch.equal(expected, flux.make(request_of("flux"), "plain")[0])
+    for killed_at in range(calls + 1):
+        made, computed = flux.make(request, flux.cut("whole", killed_at))
+        assert torch.equal(made, expected) and computed == calls - killed_at
+
+
+@pytest.mark.parametrize("mode", ["merge", "dynamic"])
+def test_a_request_with_an_adapter_goes_on(mode: str, tiny_root: Path, tmp_path: Path) -> None:
+    path = tiny.build("flux", tiny_root)
+    adapter = save_adapter(tiny.load_stock(path), tmp_path / "adapter", seed=1)
+    bench = opened(path, tmp_path, f"lora.adapters=[{{path: {adapter}, name: one}}]", f"lora.mode={mode}")
+    request = replace(request_of("flux"), lora={"one": 0.7})
+    expected, calls = bench.make(request, "whole")
+    assert not torch.equal(expected, stock_bits("flux", path)) and bench.records("whole") == calls
+    for killed_at in range(calls + 1):
+        made, computed = bench.make(request, bench.cut("whole", killed_at))
+        assert torch.equal(made, expected) and computed == calls - killed_at
+        bench.make(request_of("flux"), "plain")  # the adapter comes and goes between requests
 
 
 def test_other_inputs_end_the_log_where_they_come(flux: Bench) -> None:
