@@ -66,6 +66,10 @@ class Kept:
     seconds_logging: float = 0.0  # of the compute thread, with replaying
     calls_left: int = 0  # in the log of a request that was left unfinished
 
+    def __str__(self) -> str:
+        parts = [(self.calls_replayed, "replayed"), (self.calls_logged, "logged")]
+        return ", ".join(f"{number} calls {what}" for number, what in parts if number)
+
 
 @dataclass
 class _Inside:
@@ -81,6 +85,7 @@ class _Inside:
     seconds: list[float] = field(default_factory=list)  # of each call, replayed or computed
     first_step: float | None = None  # when it was over
     replayed: int = 0
+    is_in_call: bool = False
 
 
 class Replay:
@@ -107,10 +112,12 @@ class Replay:
         self._steps = Steps(stock, self._overrides)
         self._components = [component for component in components if component.stage == "denoise"]
         self._off: str | None = None  # why nothing is logged on this pipeline
-        self._settled: set[str] = set()  # components whose first call is over, with what it set up
+        # The first call of a component may set up what it then only reads (tables of angles), or begin to keep state:
+        # the second call shows which. Until then, nothing is written that would be of no use.
+        self._called: set[str] = set()
+        self._doubted: set[str] = set()
         self._seconds: dict[str, float] = {}  # that a request of a kind took
         self._inside: _Inside | None = None
-        self._is_in_call = False
         for component in self._components:
             inner = component.module._call_impl
             self._overrides.set(component.module, "_call_impl", functools.partial(self._call, component, inner))
@@ -137,7 +144,7 @@ class Replay:
             self.kept.calls_left = resume.log.number
             raise
         finally:
-            self._inside, self._is_in_call = None, False
+            self._inside = None
             resume.log.close()
             self.kept.bytes_logged += resume.log.bytes_appended
 
@@ -148,7 +155,7 @@ class Replay:
 
     def _call(self, component: Component, compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         inside = self._inside
-        if inside is None or self._is_in_call:  # a call within a call belongs to the outer one
+        if inside is None or inside.is_in_call:  # a call within a call belongs to the outer one
             return compute(*args, **kwargs)
         self._progress.doing(component.stage, component.name)
         self._stop_if_asked(inside)
@@ -162,7 +169,7 @@ class Replay:
         if record is not None:  # the ranks beside this one have to compute it
             inside.seconds.append(record.header["seconds"])
         keeps = called is not None and record is None and self._keeps(inside)
-        self._is_in_call = True
+        inside.is_in_call = True
         try:
             if keeps:
                 assert called is not None
@@ -171,7 +178,7 @@ class Replay:
                 )
             return compute(*args, **kwargs)
         finally:
-            self._is_in_call = False
+            inside.is_in_call = False
 
     def _fingerprint(self, component: Component, args: Any, kwargs: Any) -> str | None:
         inside = self._inside
@@ -218,15 +225,11 @@ class Replay:
         try:
             if fingerprint(component.name, *inputs) != called:
                 raise NotKept("it writes into what it is called with")
-            changed = what_changed(held, state_of(module)) if component.name in self._settled else None
-            if changed is not None:
-                raise NotKept(f"it keeps state in {changed}")
+            self._doubt(component, what_changed(held, state_of(module)))
             tree, body = pack(output, inputs)
         except NotKept as error:
             self._turn_off(component, str(error))
             return output
-        finally:
-            self._settled.add(component.name)
         now = generator_states(self._device, inside.generator)
         drew = {name: state for name, state in now.items() if state != states[name]}
         seconds = after - before
@@ -235,6 +238,15 @@ class Replay:
         self._keep(inside, header, body)
         self.kept.seconds_logging += time.perf_counter() - start - seconds
         return output
+
+    def _doubt(self, component: Component, changed: str | None) -> None:
+        if changed is None:
+            self._doubted.discard(component.name)
+        elif component.name in self._called:
+            raise NotKept(f"it keeps state in {changed}")
+        else:
+            self._doubted.add(component.name)
+        self._called.add(component.name)
 
     # Whether to keep it.
 
@@ -251,6 +263,8 @@ class Replay:
             inside.held.clear()
 
     def _write_held(self, inside: _Inside) -> None:
+        if self._doubted:
+            return
         log = inside.resume.log
         if log.number == 0 and inside.held:
             size = sum(map(len, inside.held[0][1]))

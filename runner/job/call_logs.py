@@ -18,7 +18,8 @@ LIBRARIES = ("torch", "diffusers", "transformers", "numpy")
 
 class CallLogs:
     """Opens the log of each request that this rank makes. `decides` is what decides the bits of all of them, beside the
-    request's own id; `always`: false where a short request needs none; `time_left` as in `Resume`."""
+    request's own id; `always` and `time_left` as in `Resume`. `writes`: of the ranks that make a request together, the
+    first does; all of them read."""
 
     def __init__(
         self,
@@ -27,15 +28,16 @@ class CallLogs:
         time_left: Callable[[], float | None],
         *,
         always: bool,
+        writes: bool,
     ) -> None:
-        self.folder = folder
+        self.folder, self._writes = folder, writes
         self._decides, self._time_left, self._always = decides, time_left, always
 
     def open(self, request: Request, *, is_filler: bool) -> Resume:
         """To go on with. Filler work reads the log of the request that it repeats, and so makes no forward that the
         ranks beside it do not need; it writes none, and leaves the stopping to them."""
         key = {"request": request.id, **self._decides}
-        log = CallLog(self.folder.call_log(request.id), key, writes=not is_filler, say=say)
+        log = CallLog(self.folder.call_log(request.id), key, writes=self._writes and not is_filler, say=say)
         return Resume(log, (lambda: None) if is_filler else self._time_left, self._always)
 
 

@@ -53,8 +53,8 @@ def run_job(
             done = [result for result in results if isinstance(result, Made | Failed)]
             settled += done
             bar.update(len(done))
-            if pipeline.replay is not None and (replayed := pipeline.replay.kept.calls_replayed):
-                bar.set_postfix_str(f"{replayed} calls replayed")
+            if pipeline.replay is not None and (told := str(pipeline.replay.kept)):
+                bar.set_postfix_str(told)
     if world.rank == 0:
         over = {result.request.id for result in settled}
         keep_only(folder.files, [request.id for request in requests if request.id not in over])
@@ -66,8 +66,9 @@ def _call_logs(pipeline: Pipeline, job: JobConfig, folder: JobFolder, watch: Wat
         return None
     if pipeline.replay is None:
         pipeline.log_calls()
-    decides = what_decides(pipeline.world.device)
-    return CallLogs(folder.files, decides, watch.time_left, always=job.resume_inside is True)
+    world = pipeline.world
+    decides, is_first = what_decides(world.device), world.rank == world.team.ranks[0]
+    return CallLogs(folder.files, decides, watch.time_left, always=job.resume_inside is True, writes=is_first)
 
 
 def _make_wave(

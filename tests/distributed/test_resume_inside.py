@@ -130,20 +130,23 @@ def test_filler_reads_the_log_of_the_request_that_it_repeats(world: World, path:
     assert torch.equal(made, expected) and computed == 0
 
 
+@pytest.mark.parametrize("calls", [1, 2, 3])
 @pytest.mark.parametrize("asked", [0, 1])
 @on_ranks(2)
-def test_ranks_of_one_copy_stop_inside_together_whoever_is_asked(world: World, path: Path, asked: int) -> None:
+def test_ranks_of_one_copy_stop_inside_together_whoever_is_asked(
+    world: World, path: Path, asked: int, calls: int
+) -> None:
     request, expected = request_of("flux", world.rank), stock_bits("flux", path, world.rank)
     bench = bench_of(world, path, "sharded")
 
     def time_left() -> float | None:
-        return 0.0 if world.rank == asked and bench.computed >= 2 else None
+        return 0.0 if world.rank == asked and bench.computed >= calls else None
 
     with pytest.raises(StoppedInside if world.rank == asked else PeerLeft):
         bench.make(request, "stopped", time_left=time_left)
-    assert bench.records("stopped") == 2
+    assert bench.records("stopped") == calls
     made, computed = bench.make(request, "stopped")
-    assert torch.equal(made, expected) and computed == 2
+    assert torch.equal(made, expected) and computed == 4 - calls
 
 
 STEPS = 300
@@ -176,8 +179,8 @@ def wait_for_records(output: Path, number: int, process: subprocess.Popen[str]) 
 
 @pytest.mark.slow
 def test_a_real_job_is_killed_and_asked_to_stop_and_ends_with_one_picture_and_the_work_of_one(tmp_path: Path) -> None:
-    """SIGKILL, then SIGTERM, then SIGKILL of both ranks that go on with sharded weights, then a rank with offloaded
-    ones. Each kill costs what was not yet flushed, a polite stop nothing."""
+    """SIGKILL, then SIGTERM, then SIGKILL and SIGTERM of two ranks that go on with sharded weights, then a rank with
+    offloaded ones. Each kill costs what was not yet flushed, a polite stop nothing."""
     generate = str(ROOT / "configs" / "generate.yaml")
     undisturbed, output = tmp_path / "undisturbed", tmp_path / "out"
     run_plain([generate, *arguments(undisturbed, "job.resume_inside=false")])
@@ -211,6 +214,18 @@ def test_a_real_job_is_killed_and_asked_to_stop_and_ends_with_one_picture_and_th
         job.kill()
     lost = records(output)
     assert stopped < lost < STEPS
+
+    job = Job(output, [generate, *on, "placement.default.share=shard"], num_ranks=2)
+    try:
+        assert job.wait_for(lambda: records(output) >= lost + 20), job.log.read_text()
+        job.agent.send_signal(signal.SIGTERM)
+        job.gone_after(30)
+    finally:
+        job.kill()
+    assert report(output)["state"] == "stopped"
+    left = [rank["call_log"]["calls_left"] for rank in report(output)["ranks"]]
+    assert left == [records(output), records(output)] and lost < records(output) < STEPS
+    lost = records(output)
 
     run_plain([generate, *on, "placement.default.rest=disk"])
     log = report(output)["ranks"][0]["call_log"]

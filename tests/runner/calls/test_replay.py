@@ -246,6 +246,28 @@ def test_what_keeps_state_between_calls_is_not_logged_and_said_once(
     assert len(told) == 1 and said in told[0] and not list(flux.folder.glob("*.log"))
 
 
+def test_a_first_call_that_may_have_begun_to_keep_state_is_not_written_before_the_second_tells(flux: Bench) -> None:
+    def time_left() -> float | None:
+        return 0.0 if flux.computed >= 1 else None
+
+    _counts_its_calls(flux.pipeline.stock.transformer)
+    with pytest.raises(StoppedInside) as stop:
+        flux.make(request_of("flux"), "stateful", time_left=time_left)
+    assert stop.value.calls == 0 and not list(flux.folder.glob("*.log"))
+
+
+def test_a_first_call_that_sets_up_a_table_is_written_after_the_second(flux: Bench) -> None:
+    transformer = flux.pipeline.stock.transformer
+
+    def forward(forward: Any, hidden_states: torch.Tensor, **kwargs: Any) -> Any:
+        transformer.table = getattr(transformer, "table", torch.ones(3))
+        return forward(hidden_states, **kwargs)
+
+    _around(transformer, forward)
+    flux.make(request_of("flux"), "table")
+    assert flux.records("table") == 4
+
+
 def _results() -> Iterator[Any]:
     from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
