@@ -27,7 +27,7 @@ from runner.calls.steps import Steps
 from runner.components.component import Component
 from runner.components.resolver import enter
 from runner.health.stderr import say
-from runner.output.call_log import CallLog, Record
+from runner.output.call_log import MAX_WAITING, CallLog, Record
 from runner.progress import Progress
 from runner.request import Request
 from weights.overrides import Overrides
@@ -134,7 +134,7 @@ class Replay:
         self._steps.start()
         for component in self._components:
             if wanted is not False and self._off is None and (reason := why_stateful(component.module)) is not None:
-                self._turn_off(component, reason)
+                self._turn_off(f"{component.name}: {reason}")
         self.kept.calls_left = 0
         try:
             yield
@@ -188,7 +188,7 @@ class Replay:
         try:
             return fingerprint(component.name, args, kwargs)
         except NotKept as error:
-            self._turn_off(component, str(error))
+            self._turn_off(f"{component.name}: {error}")
             return None
 
     def _answer(self, inside: _Inside, called: str | None) -> Record | None:
@@ -228,7 +228,7 @@ class Replay:
             self._doubt(component, what_changed(held, state_of(module)))
             tree, body = pack(output, inputs)
         except NotKept as error:
-            self._turn_off(component, str(error))
+            self._turn_off(f"{component.name}: {error}")
             return output
         now = generator_states(self._device, inside.generator)
         drew = {name: state for name, state in now.items() if state != states[name]}
@@ -264,6 +264,10 @@ class Replay:
 
     def _write_held(self, inside: _Inside) -> None:
         if self._doubted:
+            if sum(len(part) for _, body in inside.held for part in body) > MAX_WAITING:
+                self._turn_off(
+                    f"{', '.join(sorted(self._doubted))} set something up in its only call: it may keep state"
+                )
             return
         log = inside.resume.log
         if log.number == 0 and inside.held:
@@ -285,12 +289,10 @@ class Replay:
             return None
         return not steps.total or (now - inside.begun) / max(steps.done, 1) * steps.total >= WORTH
 
-    def _turn_off(self, component: Component, reason: str) -> None:
+    def _turn_off(self, reason: str) -> None:
         """For good: what was logged so far cannot stand for the calls either."""
-        self._off = f"{component.name}: {reason}"
-        say(
-            f"resume_inside: the calls of {self._off}; they are not logged, and a request that is cut short begins anew"
-        )
+        self._off = reason
+        say(f"resume_inside: {reason}; no calls are logged, and a request that is cut short begins anew")
         if self._inside is not None:
             self._inside.held.clear()
             self._inside.resume.log.drop(self._off)
