@@ -9,7 +9,7 @@ and every bit of its arguments are the same; where the two part, the log ends an
 
 import functools
 import json
-import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -308,9 +308,11 @@ class Replay:
         raise StoppedInside(inside.resume.log.number)
 
     def _seconds_needed(self, inside: _Inside) -> float:
-        """At least one more call, and as many steps as are left, as far as that is known. 0 where nothing is."""
-        if not inside.seconds:
-            return 0.0
+        """For one more call at least, and for the steps that are left, as far as both are known. The first call that is
+        computed warms up: alone it tells nothing of the others."""
+        seconds = inside.seconds
+        if len(seconds) < 2:
+            return sum(seconds)
         steps_left = max(self._steps.total - self._steps.done, 0)
-        a_step = sum(inside.seconds) / max(self._steps.done, 1)
-        return max(max(inside.seconds), steps_left * a_step) if math.isfinite(a_step) else math.inf
+        calls_a_step = len(seconds) / max(self._steps.done, 1)
+        return statistics.median(seconds) * max(steps_left * calls_a_step, 1.0)
