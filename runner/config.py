@@ -158,6 +158,10 @@ class JobConfig:
         "longest silence of a rank, or stay in one component call, before the job ends", default=600.0
     )
     grace_seconds: float = _option("time for the wave in progress after a request to stop", default=25.0)
+    resume_inside: bool | str = _option(
+        "keep a log of a request's calls to go on inside it: true, false, or auto (where it takes a minute)",
+        default="auto",
+    )
     stop_file: str | None = _option("the job stops politely when this file appears [<output>/stop]", default=None)
     state_file: str | None = _option("a file for the word that run.json has as its state, for scripts", default=None)
     lock: bool = _option("hold the output folder against a second job", default=True)
@@ -307,6 +311,8 @@ def _check_values(config: RunConfig) -> None:
         seconds = getattr(job, name)
         if not 0 <= seconds <= LONGEST or (seconds == 0 and least == "above 0"):
             raise UserError(f"job.{name} is {seconds}; it must be {least}, and at most {LONGEST:,}")
+    if not isinstance(job.resume_inside, bool) and job.resume_inside != "auto":
+        raise UserError(f"job.resume_inside is {job.resume_inside!r}; it must be true, false or auto")
     parse_part(job.part)
     names = [adapter_name(adapter) for adapter in config.lora.adapters]
     if twice := sorted({name for name in names if names.count(name) > 1}):

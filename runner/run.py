@@ -107,7 +107,7 @@ def _report(
     ]
     _best_effort("run.json", lambda: folder.run_file.write(run_json(config, pipeline, ending, ranks)))
     _best_effort("the contact sheet", lambda: contact_sheet(folder.files.contact_sheet, pictures))
-    say(summary(config, pipeline.world, ending))
+    say(summary(config, pipeline.world, ending, ranks))
 
 
 def _best_effort(what: str, write: Callable[[], None]) -> None:

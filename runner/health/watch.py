@@ -83,6 +83,10 @@ class Watch:
                 return
             yield wave
 
+    def time_left(self) -> float | None:
+        """Seconds until a wave in progress is given up; None while nobody has asked this rank to stop."""
+        return None if self.stop_reason is None else max(self._deadline - time.monotonic(), 0.0)
+
     def fail(self, error: BaseException) -> NoReturn:
         """End the job, on every rank."""
         fault = fault_of(error, Status.of(self.progress))

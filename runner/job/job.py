@@ -13,11 +13,13 @@ from tqdm import tqdm
 from offload import StoreError
 from runner.calls.finite import require_finite
 from runner.calls.lockstep import PeerLeft, TornApart
+from runner.calls.replay import StoppedInside
 from runner.config import JobConfig
 from runner.errors import JobFault
 from runner.health.fault import is_device_failure, is_disk
 from runner.health.watch import Watch
-from runner.job.results import Failed, Made, Repeat, Result, Settled
+from runner.job.call_logs import CallLogs, keep_only, remove_logs_of, what_decides
+from runner.job.results import Failed, Made, Repeat, Result, Settled, Stopped
 from runner.job.waves import Task, Wave, Waves
 from runner.media.save import save
 from runner.output.job_folder import JobFolder
@@ -32,25 +34,46 @@ def run_job(
 ) -> list[Settled]:
     """Make the requests: in each wave, each team makes one. Rank 0 records them after each wave.
 
-    Ends early, between two waves, when the job is asked to stop. Returns what was tried, on every rank.
+    Ends early when the job is asked to stop: between two waves, or inside requests that keep a log of their calls.
+    Returns what was tried, on every rank.
     """
     settled: list[Settled] = []
+    logs = _call_logs(pipeline, job, folder, watch)
+    if world.rank == 0:
+        keep_only(folder.files, [request.id for request in requests])
     in_step = pipeline.lockstep.size
     waves = Waves(requests, [in_step] * (world.team.count // in_step))
     bar = tqdm(total=len(requests), desc="generating", unit="picture", disable=world.rank != 0 or None)
     with bar:
         for wave in watch.until_stopped(waves):
             folder.check()
-            results = _make_wave(wave, pipeline, job, world, folder)
+            results = _make_wave(wave, pipeline, job, world, folder, logs)
             again = [result for result in results if isinstance(result, Repeat)]
             waves.again([result.request for result in again], alone=any(result.alone for result in again))
-            done = [result for result in results if not isinstance(result, Repeat)]
+            done = [result for result in results if isinstance(result, Made | Failed)]
             settled += done
             bar.update(len(done))
+            if pipeline.replay is not None and (told := str(pipeline.replay.kept)):
+                bar.set_postfix_str(told)
+    if world.rank == 0:
+        over = {result.request.id for result in settled}
+        keep_only(folder.files, [request.id for request in requests if request.id not in over])
     return settled
 
 
-def _make_wave(wave: Wave, pipeline: Pipeline, job: JobConfig, world: World, folder: JobFolder) -> list[Result]:
+def _call_logs(pipeline: Pipeline, job: JobConfig, folder: JobFolder, watch: Watch) -> CallLogs | None:
+    if job.resume_inside is False:
+        return None
+    if pipeline.replay is None:
+        pipeline.log_calls()
+    world = pipeline.world
+    decides, is_first = what_decides(world.device), world.rank == world.team.ranks[0]
+    return CallLogs(folder.files, decides, watch.time_left, always=job.resume_inside is True, writes=is_first)
+
+
+def _make_wave(
+    wave: Wave, pipeline: Pipeline, job: JobConfig, world: World, folder: JobFolder, logs: CallLogs | None
+) -> list[Result]:
     """Make a wave and record it. Collective; the results of all teams, on every rank."""
     requests = [task.request for task in wave if task is not None and not task.is_filler]
     progress = pipeline.progress
@@ -59,16 +82,18 @@ def _make_wave(wave: Wave, pipeline: Pipeline, job: JobConfig, world: World, fol
         task = wave[world.team.index]
         mine: Result | None = None
         if task is not None:
-            mine = _make(task, pipeline, job, folder)
+            mine = _make(task, pipeline, job, folder, logs)
         else:
             _switch_along(requests[0], pipeline)
         progress.waiting()
         results = [result for result in world.gather(mine) if result is not None]
         progress.doing("record")
-        folder.manifest.withdraw([result.request.id for result in results if isinstance(result, Repeat)])
+        folder.manifest.withdraw([result.request.id for result in results if isinstance(result, Repeat | Stopped)])
         made = [result.line for result in results if isinstance(result, Made)]
         failed = [result.failure for result in results if isinstance(result, Failed)]
         folder.manifest.record(made, failed, folder.state.attempts)
+        if world.rank == 0:  # a failure is tried anew from its first call, as something may be wrong with those
+            remove_logs_of(folder.files, [line.id for line in (*made, *failed)])
     return results
 
 
@@ -80,16 +105,18 @@ def _switch_along(request: Request, pipeline: Pipeline) -> None:
         return  # the same on the ranks that have requests, which record it
 
 
-def _make(task: Task, pipeline: Pipeline, job: JobConfig, folder: JobFolder) -> Result | None:
+def _make(task: Task, pipeline: Pipeline, job: JobConfig, folder: JobFolder, logs: CallLogs | None) -> Result | None:
     """Make a request and write its file; None for filler work."""
     request, start = task.request, perf_counter()
     try:
-        made = pipeline(request)
+        made = pipeline(request, logs.open(request, is_filler=task.is_filler) if logs else None)
         if task.is_filler:
             return None
         if isinstance(made, np.ndarray):  # pictures come from a decoder whose pixels were looked at
             require_finite("pixels", torch.from_numpy(made))
         saved = save(made, request, folder.files, job.fps)
+    except StoppedInside as stop:
+        return Stopped(request, stop.calls)
     except PeerLeft as error:
         # Alone, a request has only its own repetitions beside it: out of step with itself, it cannot be made.
         if task.is_filler:

@@ -38,5 +38,13 @@ class Repeat:
         return isinstance(self.cause, OutOfStep)
 
 
+@dataclass(frozen=True)
+class Stopped:
+    """Left inside, with so many calls in its log, because the job was asked to stop: the next run goes on there."""
+
+    request: Request
+    calls: int
+
+
 Settled = Made | Failed
-Result = Made | Failed | Repeat
+Result = Made | Failed | Repeat | Stopped

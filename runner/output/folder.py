@@ -52,6 +52,14 @@ class Folder:
     def contact_sheet(self) -> Path:
         return self.path / "contact-sheet.png"
 
+    @property
+    def calls(self) -> Path:
+        return self.path / "calls"
+
+    def call_log(self, id: str) -> Path:
+        """What a request's denoiser gave so far, while it is not finished."""
+        return self.calls / f"{id}.log"
+
     def refuse_links(self) -> None:
         """Raise UserError for a link in a file's place: we would write to, or empty, what it points at."""
         for file in (self.lock, self.manifest, self.failures, self.attempts, self.recipe, self.run_json):

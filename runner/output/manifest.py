@@ -10,12 +10,13 @@ two states.
 
 import hashlib
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from runner.output.call_log import count_records
 from runner.output.folder import Folder
 from runner.output.journal import Journal, JsonObject
 from runner.output.lines import Failure, ManifestLine
@@ -60,8 +61,10 @@ class Manifest:
         return State(kept, self._tries(), {line.id: line for line in failures}, notes)
 
     def begin(self, ids: Sequence[str]) -> None:
-        """Before a wave: its requests are being tried."""
-        self._append(self._attempts, [{"started": list(ids)}])
+        """Before a wave: its requests are being tried, from the calls on that their logs have."""
+        if self._writes:
+            calls = {id: number for id in ids if (number := count_records(self.folder.call_log(id)))}
+            self._append(self._attempts, [{"started": list(ids)} | ({"calls": calls} if calls else {})])
 
     def withdraw(self, ids: Sequence[str]) -> None:
         """The try of these requests does not count: what ended it was not their doing."""
@@ -79,11 +82,17 @@ class Manifest:
             journal.append(lines)
 
     def _tries(self) -> dict[str, int]:
-        attempts: Counter[str] = Counter()
+        """How often each request was tried in vain. A try that got on, as the log of its calls tells, was not in vain:
+        a clip that outlives each node that works on it is made in the end."""
+        tries: dict[str, list[_Try]] = {}
         for line in _mended(self._attempts):
-            attempts.update(_ids(line.get("started")))
-            attempts.subtract(_ids(line.get("withdrawn")))
-        return dict(attempts)
+            calls = line.get("calls")
+            for id in _ids(line.get("started")):
+                tries.setdefault(id, []).append(_Try(calls.get(id, 0) if isinstance(calls, dict) else 0))
+            for id in set(_ids(line.get("withdrawn"))) & set(tries):
+                tries[id][-1] = _Try(tries[id][-1].calls, counts=False)  # ranks that are stopped may each withdraw it
+        now = {log.stem: _Try(count_records(log)) for log in self.folder.calls.glob("*.log")}
+        return {id: _in_vain([*begun, now.get(id, _Try(0))]) for id, begun in tries.items()}
 
     def _remove_stale(self) -> list[Path]:
         stale = self.folder.temporary()
@@ -123,6 +132,19 @@ def free_stems(stems: Iterable[tuple[str, str]], finished: Mapping[str, Manifest
     """For each (id, stem) a stem that no finished request of another id has: prompt lists change, pictures stay."""
     taken = {Path(line.file).stem: id for id, line in finished.items()}
     return [stem if taken.get(stem, id) == id else f"{stem}-{id[:8]}" for id, stem in stems]
+
+
+@dataclass(frozen=True)
+class _Try:
+    """Of a request: how many calls its log had when it began, and whether it counts."""
+
+    calls: int
+    counts: bool = True
+
+
+def _in_vain(tries: Sequence[_Try]) -> int:
+    """How many count after which the log had no more calls; the last tells of now."""
+    return sum(one.counts and following.calls <= one.calls for one, following in pairwise(tries))
 
 
 def _mended(journal: Journal) -> list[dict[str, Any]]:

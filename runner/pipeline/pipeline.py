@@ -3,6 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from runner.calls.boundary import Boundaries, Timings
 from runner.calls.lockstep import Lockstep
 from runner.calls.randomness import set_global_generators
+from runner.calls.replay import Replay, Resume
 from runner.components.component import components_of
 from runner.components.load import Groups, Loading
 from runner.components.resolver import Decision, ExecutionMode, enter, resolve
@@ -62,6 +64,7 @@ class Pipeline:
         self.lockstep = Lockstep(self._groups.in_step)
         decisions = resolve(self.components, leave)
         self._boundaries = Boundaries(self.components, decisions, world.device.type, self.lockstep, self.progress)
+        self.replay: Replay | None = None
         self.arguments = _arguments(type(stock))
         self.prompt_argument = "prompt" if "prompt" in self.arguments else self.arguments[0]
 
@@ -90,26 +93,43 @@ class Pipeline:
         if self.prompt_argument != "prompt" and not isinstance(prompt, int):
             raise UserError(f"{where}: {type(self.stock).__name__} takes a class label (a number), not {prompt!r}")
 
-    def __call__(self, request: Request) -> Any:
+    def log_calls(self) -> Replay:
+        """From now on, requests that are given a log go on where it ends."""
+        boundaries, device = self._boundaries, self.world.device
+        self.replay = Replay(self.stock, self.components, boundaries, device, self.lockstep, self.progress)
+        return self.replay
+
+    def __call__(self, request: Request, resume: Resume | None = None) -> Any:
         """One picture or clip: the first element of the pipeline's first output, with the request's adapters active.
 
         The noise comes from a CPU generator of the request's own, so that no other request, rank or device moves it;
         the global generators are set from its seed, for schedulers that draw from those.
         Where a component is sharded, the ranks that hold one copy of it call together, with requests that are alike;
         PeerLeft is raised on those whose request could not go on because another rank's failed.
+        With `resume`, the calls that its log has are not made again; StoppedInside is raised where the job is asked to
+        stop and the request cannot finish in time.
         """
         self.progress.making(request)
         inference = enter(ExecutionMode.INFERENCE, self.world.device.type)
-        with self.lockstep.request(), inference, self._boundaries.request():
+        generator = torch.Generator("cpu").manual_seed(request.seed)
+        replaying = self._replaying(request, resume, generator)
+        with self.lockstep.request(), inference, self._boundaries.request(), replaying:
             self.adapters.set(request.lora)
             set_global_generators(request.seed, self.world.device)
             output = self._call_stock(
                 **{self.prompt_argument: [request.prompt]},
                 **request.call,
-                generator=torch.Generator("cpu").manual_seed(request.seed),
+                generator=generator,
                 output_type=request.output_type,
             )
         return output[0][0]
+
+    def _replaying(
+        self, request: Request, resume: Resume | None, generator: torch.Generator
+    ) -> AbstractContextManager[None]:
+        if self.replay is None or resume is None:
+            return nullcontext()
+        return self.replay.request(request, resume, generator)
 
     def _call_stock(self, **arguments: Any) -> Any:
         try:
@@ -126,6 +146,8 @@ class Pipeline:
 
     def close(self) -> None:
         """Leave the stock pipeline as it was placed, without boundaries; what brings offloaded blocks ends too."""
+        if self.replay is not None:
+            self.replay.close()
         self._boundaries.close()
         if self._groups.engine is not None:
             self._groups.engine.close()

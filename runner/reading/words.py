@@ -45,6 +45,8 @@ def value_of(key: str, typed: str, annotation: Any) -> Any:
         return _text(key, typed, bare)
     if is_dataclass(annotation) or typing.get_origin(annotation) in (dict, list):
         return _collection(key, bare)
+    if bool in typing.get_args(annotation) and bare in ("true", "false"):  # of a key that also takes a word
+        return bare == "true"
     return int(bare) if LABEL.fullmatch(bare) else bare
 
 

@@ -56,6 +56,8 @@ def measure(pipeline: Pipeline) -> dict[str, Any]:
         "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         * (1 if platform.system() == "Darwin" else 1024),
     }
+    if pipeline.replay is not None:
+        figures["call_log"] = {name: round(value, 3) for name, value in asdict(pipeline.replay.kept).items()}
     if device.type != "cpu" and hasattr(torch.accelerator, "max_memory_allocated"):
         figures["peak_device_bytes"] = torch.accelerator.max_memory_allocated(device)
     return figures

@@ -45,7 +45,7 @@ def test_ctrl_c_lets_the_wave_finish(tmp_path: Path) -> None:
 
 def test_ctrl_c_twice_stops_at_once_and_the_wave_is_not_to_blame(tmp_path: Path) -> None:
     output = tmp_path / "out"
-    process = start_alone(output, arguments(output, 2, steps=900), begun=1)
+    process = start_alone(output, [*arguments(output, 2, steps=900), "job.resume_inside=false"], begun=1)
     process.send_signal(signal.SIGINT)
     time.sleep(1)
     assert process.poll() is None, "the first waits for the wave"
@@ -57,7 +57,8 @@ def test_ctrl_c_twice_stops_at_once_and_the_wave_is_not_to_blame(tmp_path: Path)
 
 def test_a_wave_that_takes_longer_than_the_grace_is_given_up(tmp_path: Path) -> None:
     output = tmp_path / "out"
-    process = start_alone(output, [*arguments(output, 2, steps=900), "job.grace_seconds=1"], begun=1)
+    keys = ["job.grace_seconds=1", "job.resume_inside=false"]
+    process = start_alone(output, [*arguments(output, 2, steps=900), *keys], begun=1)
     process.send_signal(signal.SIGUSR1)
     assert "SIGUSR1, and 1 s of grace; the wave in progress is given up" in process.communicate(timeout=20)[1]
     assert process.returncode == 3 and state(output) == "stopped"

@@ -10,6 +10,8 @@ from typing import Any
 import psutil
 import pytest
 
+from runner.output.call_log import count_records
+from tests import tiny
 from tests.slurm.nodes import processes_with, wait_until
 from tests.slurm.slurm import Slurm
 
@@ -158,6 +160,39 @@ def test_a_preempted_job_goes_on_after_the_other(bench: Bench) -> None:
     assert len(bench.lines()) < 120, "it was preempted in the middle"
     bench.cluster.wait_for(job, "COMPLETED", "FAILED")
     bench.check_complete(120)
+
+
+def test_a_long_request_that_is_preempted_three_times_is_one_picture_and_the_work_of_one(bench: Bench) -> None:
+    """No preemption leaves it the time to finish: it stops after its current call, and goes on there."""
+    steps = 900
+    row = {"prompt": "a red fox", **tiny.FAMILIES["pixart"].call, "height": 64, "width": 64}
+    prompts = bench.folder / "long.jsonl"
+    prompts.write_text(json.dumps({**row, "num_inference_steps": steps}) + "\n")
+    keys = (f"job.prompts={prompts}", "job.resume_inside=true", "job.grace_seconds=3")
+    job = bench.submit(*TWO_NODES, pictures=2, extra=keys)
+
+    def records() -> int:
+        return sum(count_records(log) for log in (bench.output / "calls").glob("*.log"))
+
+    kept: list[int] = [0]
+    computed: list[int] = []
+    for _ in range(3):
+        wait_until(lambda: records() > kept[-1] + 50, 90, f"calls; {bench.log()[-2000:]}")
+        command = ["--partition=high", "-N", "2", "--exclusive", "--wrap=sleep 1", f"--output={bench.folder}/other"]
+        other = bench.cluster.submit(*command, cwd=ROOT, env=bench.environment)
+        bench.cluster.wait_for(other, "COMPLETED")
+        kept.append(records())
+        ranks = json.loads((bench.output / "run.json").read_text())["ranks"]
+        computed.append(sum(rank["call_log"]["calls_logged"] for rank in ranks))
+        assert bench.state() == "stopped" and not bench.lines(), bench.log()
+        bench.cluster.start_now(job)
+    bench.cluster.wait_for(job, "COMPLETED", "FAILED", seconds=180)
+    ranks = json.loads((bench.output / "run.json").read_text())["ranks"]
+    computed.append(sum(rank["call_log"]["calls_logged"] for rank in ranks))
+    print(f"\nkept {kept[1:]}, computed {computed}")
+    bench.check_complete(1)
+    assert sum(computed) == steps and kept == sorted(set(kept)) and not (bench.output / "calls").exists()
+    assert bench.cluster.job(job)["Restarts"] == "3"
 
 
 def test_an_array_shares_out_the_prompts(bench: Bench) -> None:

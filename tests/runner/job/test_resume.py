@@ -193,10 +193,10 @@ def test_a_request_too_large_for_the_device_fails_and_the_others_are_made(
 ) -> None:
     call = Pipeline.__call__
 
-    def full(self: Pipeline, request: Request) -> Any:
+    def full(self: Pipeline, request: Request, resume: Any) -> Any:
         if request.prompt == "a panda":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 90.00 GiB")
-        return call(self, request)
+        return call(self, request, resume)
 
     monkeypatch.setattr(Pipeline, "__call__", full)
     assert make() == ExitCode.FAILED

@@ -5,6 +5,7 @@ import shutil
 import time
 from pathlib import Path
 
+from runner.output.call_log import CallLog
 from runner.output.folder import Folder
 from runner.output.lines import Failure, ManifestLine
 from runner.output.manifest import Manifest, file_facts, free_stems
@@ -104,3 +105,26 @@ def test_ten_thousand_finished_requests_are_found_in_a_second(tmp_path: Path) ->
     free_stems([(id, id) for id in state.finished], state.finished)
     assert len(state.finished) == 10_000
     assert time.perf_counter() - start < 5
+
+
+def test_a_try_that_got_on_inside_its_request_does_not_count(tmp_path: Path) -> None:
+    """As its log tells: a clip whose node dies again and again is made in the end."""
+    folder = Folder(tmp_path)
+    manifest = Manifest(folder)
+
+    def logged(id: str, calls: int) -> None:
+        log = CallLog(folder.call_log(id), {}, writes=True, say=print)
+        while log.next() is not None:
+            continue
+        for _ in range(calls):
+            log.append({}, [b"x"])
+        log.close()
+
+    for calls in (2, 1, 0, 0, 3):
+        manifest.begin(["a", "b"])
+        logged("a", calls)
+    manifest.begin(["a"])
+    logged("a", 1)
+    manifest.withdraw(["a"])
+    manifest.withdraw(["a"])  # by another rank
+    assert manifest.recover().attempts == {"a": 2, "b": 5}

@@ -1,0 +1,72 @@
+"""The call logs of a job: which file a request's is, and what its key says."""
+
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+
+from runner.calls.replay import Resume
+from runner.health.stderr import say
+from runner.output.call_log import CallLog, remove_logs
+from runner.output.folder import Folder
+from runner.request import Request
+
+LIBRARIES = ("torch", "diffusers", "transformers", "numpy")
+
+
+class CallLogs:
+    """Opens the log of each request that this rank makes. `decides` is what decides the bits of all of them, beside the
+    request's own id; `always` and `time_left` as in `Resume`. `writes`: of the ranks that make a request together, the
+    first does; all of them read."""
+
+    def __init__(
+        self,
+        folder: Folder,
+        decides: Mapping[str, Any],
+        time_left: Callable[[], float | None],
+        *,
+        always: bool,
+        writes: bool,
+    ) -> None:
+        self.folder, self._writes = folder, writes
+        self._decides, self._time_left, self._always = decides, time_left, always
+
+    def open(self, request: Request, *, is_filler: bool) -> Resume:
+        """To go on with. Filler work reads the log of the request that it repeats, and so makes no forward that the
+        ranks beside it do not need; it writes none, and leaves the stopping to them."""
+        key = {"request": request.id, **self._decides}
+        log = CallLog(self.folder.call_log(request.id), key, writes=self._writes and not is_filler, say=say)
+        return Resume(log, (lambda: None) if is_filler else self._time_left, self._always)
+
+
+def keep_only(folder: Folder, ids: Sequence[str]) -> None:
+    """Remove the logs of requests that the job has no more, or has finished."""
+    if (removed := remove_logs(folder.calls, ids)) > 0:
+        say(f"{folder.calls}: {removed} call log(s) removed of requests that are made, or no longer asked for")
+
+
+def remove_logs_of(folder: Folder, ids: Sequence[str]) -> None:
+    """What is in the manifest needs no log any more."""
+    for id in ids:
+        for file in (folder.call_log(id), folder.call_log(id).with_suffix(".aside")):
+            with suppress(OSError):  # it is removed when the job starts the next time
+                file.unlink(missing_ok=True)
+
+
+def what_decides(device: torch.device) -> dict[str, Any]:
+    """Of the bits of a denoiser's calls, beside the request (whose id covers weights, dtype, prompt, call and seed)."""
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    numerics = {
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+    if device.type == "cpu":  # kernels differ by instruction set, and sums by how many threads share them
+        machine = f"cpu {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} thread(s)"
+    else:
+        module = torch.get_device_module(device)
+        machine = str(module.get_device_name(device)) if hasattr(module, "get_device_name") else device.type
+        numerics["cudnn"] = [torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark]
+    # One rank holds the whole sequence: where several share it (context parallelism), bits differ.
+    return {**versions, **numerics, "machine": machine, "context": 1}
