@@ -21,7 +21,8 @@ from runner.config import KNOBS, MeshConfig, PlacementConfig, Rest, RunConfig, S
 from runner.errors import UserError
 from runner.world import World, has_collectives
 from weights.agreement import Group, group_of, node_group, size_of
-from weights.checkpoint import CheckpointError, KeysDiffer, few, weight_files
+from weights.checkpoint import KeysDiffer, few, weight_files
+from weights.files import FileError
 
 T = TypeVar("T")
 _WHOLE = "whole, by its library"
@@ -189,7 +190,7 @@ def _load_sharded(
         module, unused = world.agreed(lambda: _load_noted(cls, folder, dtype))
         module = world.agreed(lambda: _placed(folder, lambda: shard(module)))
         how, bytes_read = f"{_WHOLE}, then sharded: {difference}", _stored_bytes(cls, folder)
-    except CheckpointError as error:  # the same on all ranks
+    except FileError as error:  # the same on all ranks
         raise UserError(str(error)) from error
     sharding.prime(module)
     return module, _noted(how, unused), bytes_read
@@ -250,7 +251,7 @@ def _placed(folder: Path, place: Callable[[], T]) -> T:
         return place()
     except KeysDiffer:
         raise
-    except CheckpointError as error:
+    except FileError as error:
         raise UserError(str(error)) from error
     except (ValueError, offload.StoreError) as error:
         raise error if isinstance(error, UserError) else UserError(f"placement.{folder.name}: {error}") from error

@@ -9,6 +9,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
+from textwrap import dedent
 from types import FunctionType, ModuleType
 
 from runner.errors import UserError
@@ -16,6 +17,9 @@ from runner.errors import UserError
 # Where these are there, prompts or pictures become other ones: ftfy mends text, bs4 strips markup from it, torchvision
 # resizes pictures (transformers takes its image processors from it), invisible_watermark writes into the result.
 DECIDING = ("ftfy", "bs4", "torchvision", "invisible_watermark")
+
+# A guarded import with its block, which no else follows.
+_GUARDED = re.compile(r"^if is_(\w+)_available\(\):\n((?:[ \t]+.*\n|\n)++)(?!else|elif)", re.MULTILINE)
 
 
 def refuse_missing(cls: type) -> None:
@@ -59,16 +63,12 @@ def _modules_of(cls: type) -> list[ModuleType]:
 def _unguarded(module: ModuleType) -> Iterator[str]:
     """Packages that are not there, of `if is_x_available(): import x` without an else, asked once, whose x is used."""
     source = inspect.getsource(module)
-    for node in ast.parse(source).body:
-        if not isinstance(node, ast.If) or node.orelse or not isinstance(node.test, ast.Call):
-            continue
-        question = ast.unparse(node.test.func)
-        if not re.fullmatch(r"is_\w+_available", question) or source.count(f"{question}()") > 1:
-            continue
-        imports = [child for child in node.body if isinstance(child, ast.Import | ast.ImportFrom)]
+    for package, block in _GUARDED.findall(source):
+        question = f"is_{package}_available"
+        imports = [node for node in ast.walk(ast.parse(dedent(block))) if isinstance(node, ast.Import | ast.ImportFrom)]
         names = {(alias.asname or alias.name).partition(".")[0] for one in imports for alias in one.names}
-        if not getattr(module, question)() and _uses(source, names):
-            yield question.removeprefix("is_").removesuffix("_available")
+        if source.count(f"{question}()") == 1 and not getattr(module, question)() and _uses(source, names):
+            yield package
 
 
 def _uses(source: str, names: set[str]) -> bool:

@@ -28,7 +28,10 @@ def skeleton(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     """
     default = torch.get_default_dtype()
     try:
-        with reading(f"{folder} does not make a {cls.__name__}"), accelerate.init_empty_weights(include_buffers=False):
+        with (
+            reading(f"{folder / 'config.json'} does not make a {cls.__name__}"),
+            accelerate.init_empty_weights(include_buffers=False),
+        ):
             if issubclass(cls, PreTrainedModel):
                 config = cls.config_class.from_pretrained(folder, local_files_only=True)
                 module = cls._from_config(config, dtype=dtype)
@@ -92,7 +95,8 @@ def library_of(cls: type) -> Library:
 
 def checkpoint_of(module: nn.Module, folder: Path) -> Checkpoint:
     """The folder, as the library that built the module reads it."""
-    return Checkpoint(folder, library_of(type(module)), rename=_stored_name(module))
+    with reading(f"{folder / 'config.json'}: the stored names of a {type(module).__name__} are not known"):
+        return Checkpoint(folder, library_of(type(module)), rename=_stored_name(module))
 
 
 def unused_keys(module: nn.Module, folder: Path) -> list[str]:

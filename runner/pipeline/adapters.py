@@ -33,7 +33,7 @@ from runner.config import LoraConfig, LoraMode, adapter_name
 from runner.errors import UserError
 from runner.world import World
 from weights.agreement import Group, on_all_ranks
-from weights.checkpoint import CheckpointError
+from weights.files import FileError
 from weights.stored_weights import StoredWeights
 from weights.tied import tied_names
 
@@ -179,7 +179,7 @@ def _base_in(folder: Path, module: nn.Module) -> ReadBase | None:
     """None where only a library can make the weights of what the files hold."""
     try:
         return StoredWeights(checkpoint_of(module, folder), tied_names(module)).read
-    except CheckpointError:
+    except FileError:
         return None
 
 
