@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from runner.calls.boundary import Boundaries
-from runner.calls.lockstep import Lockstep
+from runner.calls.lockstep import Lockstep, PeerLeft
 from runner.calls.randomness import generator_states, set_generators
 from runner.calls.recorded import NotKept, fingerprint, pack, unpack
 from runner.calls.stateful import state_of, what_changed, why_stateful
@@ -111,6 +111,8 @@ class Replay:
         self._overrides = Overrides()
         self._steps = Steps(stock, self._overrides)
         self._components = [component for component in components if component.stage == "denoise"]
+        # Also for those that are not sharded: they may call one that is.
+        self._shares = lockstep.size > 1 and any(component.is_sharded for component in self._components)
         self._off: str | None = None  # why nothing is logged on this pipeline
         # The first call of a component may set up what it then only reads (tables of angles), or begin to keep state:
         # the second call shows which. Until then, nothing is written that would be of no use.
@@ -140,8 +142,8 @@ class Replay:
             yield
             if not self._inside.replayed:
                 self._seconds[kind] = time.monotonic() - self._inside.begun
-        except BaseException:
-            self.kept.calls_left = resume.log.number
+        except (StoppedInside, PeerLeft):
+            self.kept.calls_left = resume.log.number if resume.log.writes else 0
             raise
         finally:
             self._inside = None
@@ -161,10 +163,10 @@ class Replay:
         self._stop_if_asked(inside)
         called = self._fingerprint(component, args, kwargs)
         record = self._answer(inside, called)
-        if inside.together and component.is_sharded:
+        if inside.together and self._shares:
             place = f"{component.stage}/{component.name}: replay"
             inside.together = not self._lockstep.any(record is None, place)
-        if record is not None and (inside.together or not component.is_sharded):
+        if record is not None and inside.together:
             return self._replayed(inside, component, record)
         if record is not None:  # the ranks beside this one have to compute it
             inside.seconds.append(record.header["seconds"])
@@ -207,8 +209,9 @@ class Replay:
         set_generators(record.header["drew"], self._device, inside.generator)
         inside.replayed += 1
         inside.seconds.append(record.header["seconds"])
-        self.kept.calls_replayed += 1
-        self.kept.seconds_replayed += record.header["seconds"]
+        if inside.resume.log.writes:  # filler work replays what another rank counts
+            self.kept.calls_replayed += 1
+            self.kept.seconds_replayed += record.header["seconds"]
         self.kept.seconds_logging += time.perf_counter() - start
         return output
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from offload import StoreError
-from runner.calls.finite import require_finite
+from runner.calls.finite import NotFinite, require_finite
 from runner.calls.lockstep import PeerLeft, TornApart
 from runner.calls.replay import StoppedInside
 from runner.config import JobConfig
@@ -56,7 +56,7 @@ def run_job(
             if pipeline.replay is not None and (told := str(pipeline.replay.kept)):
                 bar.set_postfix_str(told)
     if world.rank == 0:
-        over = {result.request.id for result in settled}
+        over = {result.request.id for result in settled if isinstance(result, Made)}
         keep_only(folder.files, [request.id for request in requests if request.id not in over])
     return settled
 
@@ -92,8 +92,10 @@ def _make_wave(
         made = [result.line for result in results if isinstance(result, Made)]
         failed = [result.failure for result in results if isinstance(result, Failed)]
         folder.manifest.record(made, failed, folder.state.attempts)
-        if world.rank == 0:  # a failure is tried anew from its first call, as something may be wrong with those
-            remove_logs_of(folder.files, [line.id for line in (*made, *failed)])
+        if world.rank == 0:
+            # Other failures may have come after an hour of calls that are right, as of memory that the decoder lacked.
+            wrong = [failure for failure in failed if failure.error == NotFinite.__name__]
+            remove_logs_of(folder.files, [line.id for line in (*made, *wrong)])
     return results
 
 

@@ -53,7 +53,7 @@ class CallLog:
         self.number = 0  # of the next record that is read or appended
         self.bytes_appended = 0
         self.given_up: str | None = None  # why nothing more is written
-        self._writes, self._say = writes, say
+        self.writes, self._say = writes, say
         self._file: BinaryIO | None = self._open()  # for reading, until the log ends
         self._last = self._end = 0  # where the record that was read last begins, and where it ends
         if self._file is not None:
@@ -108,7 +108,7 @@ class CallLog:
         if key == self.key:
             return file
         file.close()
-        if self._writes and key is not None:
+        if self.writes and key is not None:
             aside = self.path.with_suffix(".aside")
             self._say(
                 f"{self.path}: its calls were made otherwise ({_difference(key, self.key)}); put aside as {aside.name}"
@@ -140,7 +140,7 @@ class CallLog:
         text = json.dumps(header).encode()
         record = _framed(self.number, text, body)
         self.number += 1
-        if not self._writes or self.given_up is not None:
+        if not self.writes or self.given_up is not None:
             return
         size = sum(map(len, record))
         with self._changed:
@@ -163,7 +163,7 @@ class CallLog:
             self.given_up = self.given_up or reason
             self._waiting.clear()
             self._changed.notify_all()
-        if self._writes:
+        if self.writes:
             with suppress(OSError):  # the disk that the reason may speak of
                 self.path.unlink(missing_ok=True)
 

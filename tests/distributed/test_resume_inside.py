@@ -224,7 +224,7 @@ def test_a_real_job_is_killed_and_asked_to_stop_and_ends_with_one_picture_and_th
         job.kill()
     assert report(output)["state"] == "stopped"
     left = [rank["call_log"]["calls_left"] for rank in report(output)["ranks"]]
-    assert left == [records(output), records(output)] and lost < records(output) < STEPS
+    assert sum(left) == records(output) and lost < records(output) < STEPS
     lost = records(output)
 
     run_plain([generate, *on, "placement.default.rest=disk"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import runner.output.call_log
+from runner.calls.finite import NotFinite
 from runner.calls.replay import Replay
 from runner.config import load_config
 from runner.errors import ExitCode, UserError
@@ -73,15 +74,27 @@ def test_a_job_that_could_not_write_its_picture_goes_on_without_a_call(
     assert not (output / "calls").exists()
 
 
-def test_a_failed_request_is_tried_anew_from_its_first_call(
-    make: Callable[..., int], decoder_is_lost: Callable[..., None], tmp_path: Path
+@pytest.mark.parametrize(
+    ("error", "replayed"),
+    [
+        pytest.param(NotFinite("latents: NaN"), 0, id="wrong calls"),
+        pytest.param(ValueError("of the decoder's own"), STEPS, id="right calls"),
+    ],
+)
+def test_after_a_failure_the_calls_are_made_again_only_where_they_gave_no_numbers(
+    make: Callable[..., int],
+    decoder_is_lost: Callable[..., None],
+    tmp_path: Path,
+    error: Exception,
+    replayed: int,
 ) -> None:
-    decoder_is_lost(ValueError("no number"))
+    decoder_is_lost(error)
     assert make("job.resume_inside=true") == ExitCode.FAILED
-    assert not (tmp_path / "out" / "calls").exists()
+    assert (tmp_path / "out" / "calls").exists() == (replayed > 0)
     decoder_is_lost(None)
     assert make("job.resume_inside=true") == ExitCode.DONE
-    assert report(tmp_path / "out")["ranks"][0]["call_log"]["calls_replayed"] == 0
+    assert report(tmp_path / "out")["ranks"][0]["call_log"]["calls_replayed"] == replayed
+    assert not (tmp_path / "out" / "calls").exists()
 
 
 def test_what_decides_bits_differs_and_the_log_is_put_aside(
