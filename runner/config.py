@@ -162,6 +162,11 @@ class JobConfig:
     lock_wait_seconds: float = _option("how long to wait for a folder that is held, before refusing", default=0.0)
     profile: bool = _option("write a Chrome trace for each rank under <output>/profile", default=False)
 
+    @property
+    def resumes_inside(self) -> str:
+        """`resume_inside` as true, false or auto, whether it came as a word or as YAML's truth value."""
+        return str(self.resume_inside).lower()
+
 
 @dataclass
 class RunConfig:
@@ -283,7 +288,7 @@ def _check_values(config: RunConfig) -> None:
         raise UserError(f"job.max_attempts is {config.job.max_attempts}; it must be at least 1")
     if config.job.timeout_seconds <= 0 or config.job.grace_seconds < 0:
         raise UserError("job.timeout_seconds must be above 0, and job.grace_seconds 0 or more")
-    if not isinstance(config.job.resume_inside, bool) and config.job.resume_inside != "auto":
+    if config.job.resumes_inside not in ("true", "false", "auto"):
         raise UserError(f"job.resume_inside is {config.job.resume_inside!r}; it must be true, false or auto")
     parse_part(config.job.part)
     names = [adapter_name(adapter) for adapter in config.lora.adapters]

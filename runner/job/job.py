@@ -62,13 +62,13 @@ def run_job(
 
 
 def _call_logs(pipeline: Pipeline, job: JobConfig, folder: JobFolder, watch: Watch) -> CallLogs | None:
-    if job.resume_inside is False:
+    if job.resumes_inside == "false":
         return None
     if pipeline.replay is None:
         pipeline.log_calls()
     world = pipeline.world
     decides, is_first = what_decides(world.device), world.rank == world.team.ranks[0]
-    return CallLogs(folder.files, decides, watch.time_left, always=job.resume_inside is True, writes=is_first)
+    return CallLogs(folder.files, decides, watch.time_left, always=job.resumes_inside == "true", writes=is_first)
 
 
 def _make_wave(

@@ -232,9 +232,9 @@ def test_one_sharded_copys_failure_leaves_the_other_alone_and_neither_waits(worl
             time.sleep(2)
         return encode(*args, **kwargs)
 
-    def timed(self: Pipeline, request: Request) -> Any:
+    def timed(self: Pipeline, request: Request, *resume: Any) -> Any:
         try:
-            return call(self, request)
+            return call(self, request, *resume)
         finally:
             ended.append(time.monotonic())
 
