@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from offload.placeholder import bring_back, describe, forget, send_away
+from offload.ring import Slot
 from offload.stores.packing import PackedTensor, views
 from offload.stores.store import Store, fill_host
 from weights.modes import normal_mode
@@ -48,9 +49,9 @@ class UnitWeights:
             describe(self._tensors[name], name, packed)
         self.unbind()
 
-    def bind(self, buffer: torch.Tensor) -> None:
+    def bind(self, slot: Slot) -> None:
         if self._packing is not None:
-            for name, data in views(self._packing, buffer).items():
+            for name, data in slot.weights(self.name, self._packing).items():
                 bring_back(self._tensors[name], data)
 
     def unbind(self) -> None:

@@ -123,7 +123,7 @@ class Offloaded:
                     slot.fetch(self.store, unit.name)
                 self.prefetch_head()
                 slot.wait()
-                unit.bind(slot.buffer)
+                unit.bind(slot)
                 self._outside = slot
             except BaseException:  # also Ctrl-C: half a stage would hold memory that no end() knows of
                 self._close_ring()
@@ -198,7 +198,7 @@ class Offloaded:
             for unit in self._units.values():
                 unit.attach(self.device)
             for name, slot in self._resident.items():
-                self._units[name].bind(slot.buffer)
+                self._units[name].bind(slot)
         for unit in self._streamed:
             self._overrides.set(blocks[unit.name], "forward", self._around_block(unit, blocks[unit.name].forward))
         for entry in entry_points:
@@ -212,7 +212,7 @@ class Offloaded:
         stale = {name: slot for name, slot in self._resident.items() if slot.unit is None}
         self._fetch(stale)
         for name, slot in stale.items():
-            self._units[name].bind(slot.buffer)
+            self._units[name].bind(slot)
 
     def _fetch(self, slots: Mapping[str, Slot]) -> None:
         """All, or none of them holds a unit."""
@@ -265,7 +265,7 @@ class Offloaded:
             self.prefetch_head()
             assert self._ring is not None
             slot = self._ring.take(unit.name)
-            unit.bind(slot.buffer)
+            unit.bind(slot)
             return slot
 
     def _release(self, unit: UnitWeights, slot: Slot) -> None:

@@ -1,10 +1,13 @@
 """The buffers that a component's blocks take turns in."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import torch
 
 from offload.engines.engine import CopyEngine, Mark
 from offload.order import Order
+from offload.stores.packing import Packing, views
 from offload.stores.store import Store
 
 
@@ -19,6 +22,7 @@ class Slot:
         self.buffer = engine.empty(num_bytes)
         self.unit: str | None = None
         self.users = 0
+        self._weights: dict[str, dict[str, torch.Tensor]] = {}
         # Whoever had this memory before may still be computing; see [Note: order] in engines/engine.py.
         self.copied: Mark = engine.mark()
         self.released: Mark = self.copied
@@ -37,12 +41,19 @@ class Slot:
             self.unit = None
             raise
 
+    def weights(self, unit: str, packing: Packing) -> Mapping[str, torch.Tensor]:
+        """The unit's tensors as views of the buffer, made once: a block is bound at every step."""
+        if unit not in self._weights:
+            self._weights[unit] = views(packing, self.buffer)
+        return self._weights[unit]
+
     def release(self) -> None:
         self.released = self.engine.mark()
 
     def free(self) -> None:
         self.engine.free(self.buffer, after=(self.released, self.copied))
         self.unit = None
+        self._weights.clear()  # they hold the buffer's memory
         del self.buffer
 
 

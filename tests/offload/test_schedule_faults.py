@@ -171,11 +171,11 @@ def a_stale_slot(patch: pytest.MonkeyPatch) -> None:
 
 def weights_of_another_slot(patch: pytest.MonkeyPatch) -> None:
     bind = UnitWeights.bind
-    last: list[torch.Tensor] = []
+    last: list[Slot] = []
 
-    def bind_to_the_last(unit: UnitWeights, buffer: torch.Tensor) -> None:
-        last.append(buffer)
-        bind(unit, last[-2] if unit.name == "blocks.3" else buffer)
+    def bind_to_the_last(unit: UnitWeights, slot: Slot) -> None:
+        last.append(slot)
+        bind(unit, last[-2] if unit.name == "blocks.3" else slot)
 
     patch.setattr(UnitWeights, "bind", bind_to_the_last)
 
