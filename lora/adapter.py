@@ -36,7 +36,8 @@ class AdapterError(ValueError):
 class LowRank:
     """The change of one weight of shape (out, in, *kernel): up @ down, scaled, with kernels flattened into `in`.
 
-    `down` is (rank, in, *kernel), `up` is (out, rank, *ones), both on the host, in the precision they are stored in.
+    `down` is (rank, in, *kernel), `up` is (out, rank, *ones), both in the precision they are stored in; on the host as
+    they are read.
     """
 
     down: torch.Tensor
@@ -47,6 +48,11 @@ class LowRank:
     @property
     def rank(self) -> int:
         return self.down.shape[0]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the factors as stored."""
+        return self.down.nbytes + self.up.nbytes
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -76,7 +82,7 @@ class Adapter:
     def num_bytes(self) -> int:
         """Of all factors as stored."""
         changes = (change for weights in self.components.values() for change in weights.values())
-        return sum(change.down.nbytes + change.up.nbytes for change in changes)
+        return sum(change.num_bytes for change in changes)
 
 
 def few(names: Sequence[str], limit: int = 4) -> str:

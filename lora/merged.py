@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from lora.arithmetic import write_merged
-from lora.edits import Edits
+from lora.edits import Edits, Terms
 from weights.modes import normal_mode
 
 ReadBase = Callable[[str, slice, slice], torch.Tensor]
@@ -24,14 +24,18 @@ class MergedWeights:
     merged always starts from the base. Where `base` can read it again, and gave the live weight's own bits before its
     first edit, it is read each time; else it is kept here, in host memory, from the first edit of a weight on.
 
+    `device` is where the arithmetic runs, by default where the weights are; see [Note: one device] in
+    lora/arithmetic.py. Slices that rest on the host go there and back.
+
     Memory on top of the weights: on the host, a copy of those that were ever edited (none with `base`); on the device
-    while a weight is written, its slice once more where the base lies elsewhere, its factors and one tile in fp32 (see
-    [Note: tiles] in lora/arithmetic.py).
+    while a weight is written, its slice once more where the base lies elsewhere, its factors and two tiles in fp32 (see
+    [Note: tiles]).
     """
 
-    def __init__(self, module: nn.Module, *, base: ReadBase | None = None) -> None:
+    def __init__(self, module: nn.Module, *, base: ReadBase | None = None, device: torch.device | None = None) -> None:
         self._module = module
         self._read = base
+        self._device = device
         self._read_again: set[str] = set()
         self._kept: dict[str, torch.Tensor] = {}
         self._edits = Edits()
@@ -51,11 +55,10 @@ class MergedWeights:
                 for name in names:
                     part = self._part(name)
                     written.append(name)
-                    write_merged(part.local, part.base, edits.of(name), part.origin)
+                    part.write(edits.of(name))
             except BaseException:  # also Ctrl-C: half of a merge would make other pictures without a word
                 for name in written:
-                    part = self._part(name)
-                    write_merged(part.local, part.base, self._edits.of(name), part.origin)
+                    self._part(name).write(self._edits.of(name))
                 raise
         self._edits = edits
 
@@ -89,7 +92,7 @@ class MergedWeights:
 
     def _part(self, name: str) -> "_Part":
         local, origin = self._writable(name)
-        return _Part(local, self._base(name, local, origin).to(local.device), origin)
+        return _Part(local, self._base(name, local, origin).to(self._device or local.device), origin)
 
     def _base(self, name: str, local: torch.Tensor, origin: tuple[int, int]) -> torch.Tensor:
         """Of this rank's part `local` of a weight, which holds it still when it is asked for the first time."""
@@ -122,11 +125,18 @@ class MergedWeights:
 
 @dataclass(frozen=True)
 class _Part:
-    """What this rank holds of a weight, its base, and the row and column of the whole that both begin at."""
+    """What this rank holds of a weight, its base on the device of the arithmetic, and the row and column of the whole
+    that both begin at."""
 
     local: torch.Tensor
     base: torch.Tensor
     origin: tuple[int, int]
+
+    def write(self, terms: Terms) -> None:
+        if self.local.device == self.base.device:
+            write_merged(self.local, self.base, terms, self.origin)
+        else:  # then the base is a copy, made to be written
+            self.local.copy_(write_merged(self.base, self.base, terms, self.origin))
 
 
 def _same_bits(base: torch.Tensor, local: torch.Tensor) -> bool:

@@ -1,15 +1,15 @@
 """Layerwise offload: weights wait in host memory or on disk, and are on the device before they are needed."""
 
+from offload.edits import Edit
 from offload.engines import engine_for
 from offload.engines.engine import CopyEngine
 from offload.layerwise import offload
 from offload.offloaded import Offloaded, is_offloaded, offloader_of
 from offload.placeholder import WeightAway
 from offload.stores.disk import DiskStore
-from offload.stores.edits import EditedFiles
 from offload.stores.host import HostStore
 from offload.stores.room import NoRoom
-from offload.stores.store import Edit, Store, StoreError
+from offload.stores.store import Store, StoreError
 from offload.units import OUTSIDE, find_aliases, plan_units
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "CopyEngine",
     "DiskStore",
     "Edit",
-    "EditedFiles",
     "HostStore",
     "NoRoom",
     "Offloaded",

@@ -4,14 +4,16 @@ While weights rest in a store, `state_dict()` of the whole component gives the t
 move or convert them, is refused, unless it would change nothing: pipelines call `vae.to(dtype)` to be sure of a dtype.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from offload.edits import Edit
 from offload.placeholder import bring_back, describe, forget, send_away
+from offload.ring import Slot
 from offload.stores.packing import PackedTensor, views
 from offload.stores.store import Store, fill_host
 from weights.modes import normal_mode
@@ -39,6 +41,7 @@ class UnitWeights:
 
     def attach(self, device: torch.device) -> None:
         """Drop what the module holds. Weights that cannot change device in place (meta ones) become new objects."""
+        self._device = device
         for name, packed in self._packed():
             if packed.dtype not in self._placeholders:
                 self._placeholders[packed.dtype] = torch.empty(0, dtype=packed.dtype, device=device)
@@ -48,9 +51,9 @@ class UnitWeights:
             describe(self._tensors[name], name, packed)
         self.unbind()
 
-    def bind(self, buffer: torch.Tensor) -> None:
+    def bind(self, slot: Slot) -> None:
         if self._packing is not None:
-            for name, data in views(self._packing, buffer).items():
+            for name, data in slot.weights(self.name, self._packing).items():
                 bring_back(self._tensors[name], data)
 
     def unbind(self) -> None:
@@ -58,13 +61,19 @@ class UnitWeights:
         for name, packed in self._packed():
             send_away(self._tensors[name], self._placeholders[packed.dtype])
 
-    def read(self, store: Store, device: torch.device) -> dict[str, torch.Tensor]:
-        """The true weights by first name, each in memory of its own."""
+    def read(self, store: Store, edits: Mapping[str, Edit], device: torch.device) -> dict[str, torch.Tensor]:
+        """The true weights by first name, each in memory of its own on `device`; edits are made on the offload's."""
         if self._packing is None:
             return {}
         host = torch.empty(self.num_bytes, dtype=torch.uint8)
         fill_host(store, self.name, host)
-        return {name: tensor.to(device, copy=True) for name, tensor in views(self._packing, host).items()}
+        weights = {}
+        for name, base in views(self._packing, host).items():
+            weights[name] = base.to(self._device if name in edits else device, copy=True)
+            if name in edits:
+                edits[name](weights[name])
+                weights[name] = weights[name].to(device)
+        return weights
 
     def names_of(self, name: str) -> tuple[str, ...]:
         """All names of the weight with this first name."""
@@ -104,14 +113,17 @@ def _check(unit: str, weights: Sequence[Weight], store: Store) -> None:
 
 
 def guard_weights(
-    module: nn.Module, units: Sequence[UnitWeights], store: Store, overrides: Overrides
+    module: nn.Module,
+    units: Sequence[UnitWeights],
+    read: Callable[[UnitWeights, torch.device], Mapping[str, torch.Tensor]],
+    overrides: Overrides,
 ) -> list[RemovableHandle]:
     """Take over `state_dict` of `module`, and `load_state_dict`, `.to()` and its like, deepcopy of it and its parts."""
 
     def read_state(_: nn.Module, state: dict[str, Any], prefix: str, *__: object) -> None:
         with normal_mode():
             for unit in units:
-                for first, tensor in unit.read(store, torch.device("cpu")).items():
+                for first, tensor in read(unit, torch.device("cpu")).items():
                     state.update({prefix + name: tensor for name in unit.names_of(first)})
 
     handles = [module.register_state_dict_post_hook(read_state)]

@@ -9,11 +9,12 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from offload.binding import UnitWeights, guard_weights
+from offload.edits import Edit, UnitEdits, by_unit
 from offload.engines import engine_for
 from offload.engines.engine import CopyEngine
 from offload.order import Order
 from offload.ring import Ring, Slot, Traffic, slot_sizes
-from offload.stores.store import Edit, Store
+from offload.stores.store import Store
 from offload.units import OUTSIDE
 from weights.modes import normal_mode, refuse_inference_mode
 from weights.overrides import Overrides
@@ -61,6 +62,7 @@ class Offloaded:
         self._resident: dict[str, Slot] = {name: Slot(self._engine, units[name].num_bytes) for name in resident}
         self._outside: Slot | None = None
         self._ring: Ring | None = None
+        self._edits: UnitEdits = {}
         self._overrides = Overrides()
         self._handles: list[RemovableHandle] = []
 
@@ -120,10 +122,10 @@ class Offloaded:
             slot = Slot(self._engine, unit.num_bytes)
             try:
                 if unit.num_bytes:
-                    slot.fetch(self.store, unit.name)
+                    slot.fetch(self.store, unit.name, self._edits)
                 self.prefetch_head()
                 slot.wait()
-                unit.bind(slot.buffer)
+                unit.bind(slot)
                 self._outside = slot
             except BaseException:  # also Ctrl-C: half a stage would hold memory that no end() knows of
                 self._close_ring()
@@ -143,21 +145,22 @@ class Offloaded:
                 slot.free()
 
     def edit(self, edits: Mapping[str, Edit]) -> None:
-        """Edit the weights where they rest, by the names that `plan_units` lists them under; see `Store.edit`.
+        """Make the weights those of the store with these edits, by the names that `plan_units` lists them under,
+        whatever was edited before; {} undoes all. They are made at each fetch; see [Note: where edits are made].
 
-        Between calls only: it ends the stage. Any mode will do. A collective where the store is shared.
+        Between calls only: it ends the stage. Any mode will do. No collective: the store stays as it is.
 
-        Raises what `Store.edit` raises, with the weights as they were; and StoreError where a resident block cannot be
-        fetched again: then the edits are made, and the block is away until a stage begins that can fetch it.
+        Raises KeyError for a name that is in no unit, with the weights as they were; and StoreError, or what an edit
+        raises, where a resident block cannot be had anew: it is away then, until a stage begins that can fetch it.
         """
+        wanted = by_unit(self.store.packings, edits)
+        stale = [name for name in self._resident if wanted.get(name) != self._edits.get(name)]
         self.end()
+        self._edits = wanted
         with normal_mode():
-            if self.device.type != "cpu":  # queued copies may still read what is about to be written
-                torch.accelerator.synchronize(self.device)
-            self.store.edit(edits)
-            for name, slot in self._resident.items():
+            for name in stale:
                 self._units[name].unbind()
-                slot.unit = None
+                self._resident[name].unit = None
             self._refresh_resident()
 
     def remove(self, device: torch.device | None = None) -> nn.Module:
@@ -172,7 +175,7 @@ class Offloaded:
         device = device or self.device
         self.end()
         with normal_mode():
-            weights = {unit: unit.read(self.store, device) for unit in self._units.values()}
+            weights = {unit: self._read(unit, device) for unit in self._units.values()}
             self._overrides.undo()
             for handle in self._handles:
                 handle.remove()
@@ -198,28 +201,31 @@ class Offloaded:
             for unit in self._units.values():
                 unit.attach(self.device)
             for name, slot in self._resident.items():
-                self._units[name].bind(slot.buffer)
+                self._units[name].bind(slot)
         for unit in self._streamed:
             self._overrides.set(blocks[unit.name], "forward", self._around_block(unit, blocks[unit.name].forward))
         for entry in entry_points:
             if callable(getattr(type(self.module), entry, None)):
                 self._overrides.set(self.module, entry, self._around_entry(getattr(self.module, entry)))
-        self._handles = guard_weights(self.module, list(self._units.values()), self.store, self._overrides)
+        self._handles = guard_weights(self.module, list(self._units.values()), self._read, self._overrides)
         self._overrides.set(self.module, "_offloaded", self)
+
+    def _read(self, unit: UnitWeights, device: torch.device) -> dict[str, torch.Tensor]:
+        return unit.read(self.store, self._edits.get(unit.name, {}), device)
 
     def _refresh_resident(self) -> None:
         """Bring those back that an edit sent away."""
         stale = {name: slot for name, slot in self._resident.items() if slot.unit is None}
         self._fetch(stale)
         for name, slot in stale.items():
-            self._units[name].bind(slot.buffer)
+            self._units[name].bind(slot)
 
     def _fetch(self, slots: Mapping[str, Slot]) -> None:
         """All, or none of them holds a unit."""
         try:
             for name, slot in slots.items():
                 slot.release()
-                slot.fetch(self.store, name)
+                slot.fetch(self.store, name, self._edits)
             for slot in slots.values():
                 slot.wait()
         except BaseException:  # also Ctrl-C: a half-filled slot would pass for its unit
@@ -265,7 +271,7 @@ class Offloaded:
             self.prefetch_head()
             assert self._ring is not None
             slot = self._ring.take(unit.name)
-            unit.bind(slot.buffer)
+            unit.bind(slot)
             return slot
 
     def _release(self, unit: UnitWeights, slot: Slot) -> None:
@@ -278,7 +284,7 @@ class Offloaded:
     def _make_ring(self) -> Ring:
         sizes = self._slot_sizes
         try:
-            return Ring(self._engine, self.store, sizes, self._order, self.traffic)
+            return Ring(self._engine, self.store, sizes, self._order, self.traffic, self._edits)
         except RuntimeError as error:  # the allocator's
             kind = type(self.module).__name__
             error.add_note(

@@ -1,10 +1,14 @@
 """The buffers that a component's blocks take turns in."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
+from offload.edits import Edit, UnitEdits
 from offload.engines.engine import CopyEngine, Mark
 from offload.order import Order
+from offload.stores.packing import PackedTensor, Packing, view, views
 from offload.stores.store import Store
 
 
@@ -12,6 +16,7 @@ class Slot:
     """A buffer on the device, which unit it holds, and the marks that say when it may be read, filled again or freed.
 
     `unit` is the one that the last copy brings; `users` counts the calls that are reading it (a block may call itself).
+    A unit is edited when it is waited for, once a copy; see [Note: where edits are made] in offload/edits.py.
     """
 
     def __init__(self, engine: CopyEngine, num_bytes: int) -> None:
@@ -19,23 +24,38 @@ class Slot:
         self.buffer = engine.empty(num_bytes)
         self.unit: str | None = None
         self.users = 0
+        self._weights: dict[str, dict[str, torch.Tensor]] = {}
+        self._to_edit: list[tuple[PackedTensor, Edit]] = []
         # Whoever had this memory before may still be computing; see [Note: order] in engines/engine.py.
         self.copied: Mark = engine.mark()
         self.released: Mark = self.copied
 
-    def fetch(self, store: Store, unit: str) -> None:
+    def fetch(self, store: Store, unit: str, edits: UnitEdits) -> None:
         assert self.users == 0
         self.unit = None
+        packed = store.packings[unit].tensors
+        self._to_edit = [(packed[name], edit) for name, edit in edits.get(unit, {}).items()]
         self.copied = self.engine.copy(store, unit, self.buffer, after=(self.released, self.copied))
         self.unit = unit
 
     def wait(self) -> None:
-        """Raises StoreError; then, as after Ctrl-C, the slot holds nothing that could be taken for a unit."""
+        """Raises StoreError, and what an edit raises; then, as after Ctrl-C, the slot holds nothing that could be taken
+        for a unit."""
         try:
             self.engine.wait(self.copied)
+            while self._to_edit:
+                weight, edit = self._to_edit.pop()
+                edit(view(weight, self.buffer))
         except BaseException:  # also Ctrl-C: what is half there would pass for the unit
             self.unit = None
+            self.release()  # edits that are queued may still write
             raise
+
+    def weights(self, unit: str, packing: Packing) -> Mapping[str, torch.Tensor]:
+        """The unit's tensors as views of the buffer, made once: a block is bound at every step."""
+        if unit not in self._weights:
+            self._weights[unit] = views(packing, self.buffer)
+        return self._weights[unit]
 
     def release(self) -> None:
         self.released = self.engine.mark()
@@ -43,6 +63,7 @@ class Slot:
     def free(self) -> None:
         self.engine.free(self.buffer, after=(self.released, self.copied))
         self.unit = None
+        self._weights.clear()  # they hold the buffer's memory
         del self.buffer
 
 
@@ -63,11 +84,20 @@ class Ring:
     when it is called is fetched then.
     """
 
-    def __init__(self, engine: CopyEngine, store: Store, sizes: Sequence[int], order: Order, traffic: Traffic) -> None:
+    def __init__(
+        self,
+        engine: CopyEngine,
+        store: Store,
+        sizes: Sequence[int],
+        order: Order,
+        traffic: Traffic,
+        edits: UnitEdits,
+    ) -> None:
         self._engine = engine
         self._store = store
         self._order = order
         self._traffic = traffic
+        self._edits = edits
         self._window = len(sizes)
         self._slots = [Slot(engine, num_bytes) for num_bytes in sizes]
 
@@ -119,7 +149,7 @@ class Ring:
             self._slots.pop().free()
 
     def _fetch(self, slot: Slot, unit: str) -> None:
-        slot.fetch(self._store, unit)
+        slot.fetch(self._store, unit, self._edits)
         self._traffic.fetches += 1
         self._traffic.num_bytes += self._store.packings[unit].num_bytes
 

@@ -10,8 +10,7 @@ layer of its blocks. One placement a process, since memory that one freed would 
   merge A         the first time, when the files are compared with the weights, which are their base
   switch A -> B   later merges, the median of several
   weight of B
-  a pass, B       of an offloaded component: every unit fetched once, as a denoising step does; from disk, B is merged
-                  into what was read, each time
+  a pass, B       of an offloaded component: every unit fetched once, as a denoising step does, and B merged into it
   remove          base bits again, checked
   a pass, base
   dynamic: A, B   the same two, applied beside the layers: nothing is computed, factors are copied once
@@ -45,6 +44,7 @@ from torch.distributed.tensor import DTensor
 
 from lora import Edits, edits_of, read_adapter
 from offload import Offloaded, offloader_of
+from offload.ring import Slot
 from runner.components.load import build_groups, load_component
 from runner.config import LoraMode, PlacementConfig, Rest, RunConfig, Share
 from runner.pipeline.adapters import place_in
@@ -199,9 +199,12 @@ class _Bench:
 def _fetch_all(offloaded: Offloaded) -> None:
     """Each unit once, one after the other, as the ring does with a window of one."""
     packings = offloaded.store.packings
-    buffer = torch.empty(max(packing.num_bytes for packing in packings.values()), dtype=torch.uint8)
-    for unit, packing in packings.items():
-        offloaded.store.read(unit, buffer[: packing.num_bytes])
+    slot = Slot(offloaded._engine, max(packing.num_bytes for packing in packings.values()))
+    for unit in packings:
+        slot.fetch(offloaded.store, unit, offloaded._edits)
+        slot.wait()
+        slot.release()
+    slot.free()
 
 
 def _digest(module: nn.Module) -> int:

@@ -1,6 +1,6 @@
 """Weights that rest in host memory, one copy a node: every local rank maps the same bytes."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from itertools import accumulate
 from typing import Literal, Self
@@ -8,11 +8,10 @@ from typing import Literal, Self
 import torch
 
 from offload.stores.disk import DiskStore
-from offload.stores.edits import by_unit
-from offload.stores.packing import Packing, pack, view, views
+from offload.stores.packing import Packing, pack, views
 from offload.stores.room import require_room
 from offload.stores.shared_memory import SharedMemory
-from offload.stores.store import Edit, StoreError
+from offload.stores.store import StoreError
 from weights.agreement import Group, on_all_ranks, on_first_rank, rank_in, size_of
 
 _CPU = torch.device("cpu")
@@ -39,10 +38,6 @@ class HostStore:
         elsewhere = {"rest: disk": sum(sorted(sizes)[-2:])}
         on_first_rank(lambda: require_room(sum(sizes), f"{component} (rest: host)", elsewhere), group)
         self._memory: SharedMemory | None = SharedMemory(max(sum(sizes), 1), group)
-        self._group = group
-        self._files: DiskStore | None = None  # the base of edited weights; where there is none, it is kept:
-        self._base: dict[str, torch.Tensor] = {}
-        self._edited: dict[str, dict[str, Edit]] = {}
 
     @classmethod
     def from_files(
@@ -62,8 +57,6 @@ class HostStore:
             store = cls(files.packings, group, component)
             share, num_shares = rank_in(group), size_of(group)
             store._fill(lambda: files.read_share(store.view, share, num_shares), group, device)
-            store._files = files
-            stack.pop_all()
         return store
 
     @classmethod
@@ -97,67 +90,8 @@ class HostStore:
         assert out.dtype == torch.uint8 and out.numel() == self.packings[unit].num_bytes
         out.copy_(self.view(unit))
 
-    def edit(self, edits: Mapping[str, Edit]) -> None:
-        """Once a node: each rank edits its share of the units, which all of them see.
-
-        The base comes from the files again. Where a library made the weights, the rank that edits one keeps a copy of
-        its base from then on: of each edited weight one more a node. While it runs, each rank needs the bytes of its
-        largest unit once more, because a unit is written when all that can fail is over.
-
-        If it fails, what was written before goes back. If that fails too (a file was replaced in that moment), the
-        store is closed on every rank: no weights rather than unknown ones.
-        """
-        wanted = on_all_ranks(lambda: by_unit(self.packings, edits), self._group)
-        share = list(self.packings)[rank_in(self._group) :: size_of(self._group)]
-        touched = [unit for unit in share if wanted.get(unit) != self._edited.get(unit)]
-        written: list[str] = []
-        try:
-            on_all_ranks(lambda: self._write(touched, wanted, written), self._group)
-        except BaseException as error:
-            # A rank that was interrupted cannot ask the others back: they have not failed.
-            if self._group is None or isinstance(error, Exception):
-                self._write_back(written)
-            raise
-        self._edited = wanted
-
-    def _write(self, units: Sequence[str], edits: Mapping[str, Mapping[str, Edit]], written: list[str]) -> None:
-        """Lists in `written` each unit whose bytes it began to change."""
-        if self._memory is None:
-            raise StoreError("weights were edited after the host store was closed")
-        scratch = torch.empty(max((self.packings[unit].num_bytes for unit in units), default=0), dtype=torch.uint8)
-        with self._memory.writable():
-            for unit in units:
-                made = scratch[: self.packings[unit].num_bytes]
-                self._read_base(unit, edits.get(unit, {}), made)
-                for name, edit in edits.get(unit, {}).items():
-                    edit(view(self.packings[unit].tensors[name], made))
-                written.append(unit)
-                self.view(unit).copy_(made)
-
-    def _write_back(self, written: Sequence[str]) -> None:
-        try:
-            on_all_ranks(lambda: self._write(written, self._edited, []), self._group)
-        except BaseException:  # also Ctrl-C: no weights rather than unknown ones
-            self.close()
-            raise
-
-    def _read_base(self, unit: str, edited: Collection[str], out: torch.Tensor) -> None:
-        """Fill `out` with the unit as it is without edits; `edited`: the weights of which a base will be needed."""
-        if self._files is not None:
-            self._files.read(unit, out)
-            return
-        out.copy_(self.view(unit))
-        for name, weight in views(self.packings[unit], out).items():
-            if name in self._base:
-                weight.copy_(self._base[name])
-            elif name in edited:
-                self._base[name] = weight.clone()
-
     def close(self) -> None:
         """Let go of this rank's mapping, which stays until its last view is gone. Idempotent."""
-        if self._files is not None:
-            self._files.close()
-            self._files = None
         if self._memory is not None:
             self._memory.close()
             self._memory = None

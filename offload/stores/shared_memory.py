@@ -7,8 +7,6 @@ import logging
 import mmap
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
@@ -70,22 +68,9 @@ class SharedMemory:
             except OSError as error:
                 if error.errno != errno.EINVAL:  # Linux before 5.1 has no such seal; mprotect below needs none
                     raise
-        self._set_protection(mmap.PROT_READ)
-
-    @contextmanager
-    def writable(self) -> Iterator[None]:
-        """Lift the protection of this process's mapping for a while."""
-        self._set_protection(mmap.PROT_READ | mmap.PROT_WRITE)
-        try:
-            yield
-        finally:
-            self._set_protection(mmap.PROT_READ)
-
-    def _set_protection(self, protection: int) -> None:
-        """The mapping stays as it is but for its protection, so pages that are locked for a device stay locked."""
         libc = ctypes.CDLL(None, use_errno=True)
         start, length = ctypes.c_void_p(self.bytes.data_ptr()), ctypes.c_size_t(self.bytes.numel())
-        if libc.mprotect(start, length, protection) != 0:
+        if libc.mprotect(start, length, mmap.PROT_READ) != 0:  # pages that are locked for a device stay locked
             raise OSError(ctypes.get_errno(), "mprotect of the shared weights")
 
     def page_lock(self, device: torch.device) -> None:

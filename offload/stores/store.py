@@ -1,6 +1,6 @@
 """Where the weights of an offloaded component rest, unit by unit: what the host and the disk store have in common."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Literal, Protocol
 
 import torch
@@ -8,12 +8,9 @@ import torch
 from offload.stores.packing import Packing
 from weights.weight_file import StoreError as StoreError
 
-Edit = Callable[[torch.Tensor], None]
-"""Changes a weight in place, from its base to what it should be; on the host."""
-
 
 class Store(Protocol):
-    """The true weights. Read-only while it is in use; shared by every user of the component on this node."""
+    """The weights as the files hold them. Read-only; shared by every user of the component on this node."""
 
     rest: Literal["host", "disk"]
     """Where the weights wait."""
@@ -28,13 +25,6 @@ class Store(Protocol):
         """Fill `out`, uint8 (num_bytes,) in host memory, with the unit's packed bytes. Blocks; runs in any thread.
 
         Raises StoreError, naming file and tensor.
-        """
-
-    def edit(self, edits: Mapping[str, Edit]) -> None:
-        """Make the weights those of the files with these edits, by name, whatever was edited before; {} undoes all.
-
-        No read may be running. A collective where the store is shared; all or nothing. Raises KeyError for a name that
-        is in no unit.
         """
 
     def close(self) -> None:

@@ -213,7 +213,7 @@ def _load_offloaded(
         on_host: dict[str, Any] = {"group": groups.node, "device": world.device, "component": folder.name}
         try:
             if placement.rest is Rest.disk:
-                return offload.EditedFiles(open_files()), "block by block, whenever a block is wanted"
+                return open_files(), "block by block, whenever a block is wanted"
             return offload.HostStore.from_files(open_files, **on_host), "once a node, each rank its share"
         except KeysDiffer as difference:
             if placement.rest is Rest.disk:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -17,12 +16,14 @@ from lora import (
     AdapterError,
     BesideLayers,
     Edits,
+    LowRank,
     MergedWeights,
     ReadBase,
     Terms,
     adapter_identity,
     edits_of,
     forget_scales,
+    on_device,
     read_adapter,
     write_merged,
 )
@@ -32,8 +33,8 @@ from runner.components.skeleton import checkpoint_of
 from runner.config import LoraConfig, LoraMode, adapter_name
 from runner.errors import UserError
 from runner.world import World
-from weights.agreement import Group, on_all_ranks
 from weights.files import FileError
+from weights.modes import normal_mode
 from weights.stored_weights import StoredWeights
 from weights.tied import tied_names
 
@@ -50,21 +51,14 @@ class Place(Protocol):
 class Adapters:
     """The adapters by name, and which of them are active now. Without any, every method does nothing.
 
-    `group`: the ranks that switch together because weights of theirs are one copy; None where each is on its own.
+    Each rank switches on its own: no weights that ranks share are written.
     """
 
-    def __init__(
-        self,
-        config: LoraConfig,
-        adapters: Mapping[str, Adapter],
-        places: Mapping[str, Place],
-        group: Group = None,
-    ) -> None:
+    def __init__(self, config: LoraConfig, adapters: Mapping[str, Adapter], places: Mapping[str, Place]) -> None:
         self._mode = config.mode
         self._weights = {adapter_name(one): one.weight for one in config.adapters}
         self._adapters = dict(adapters)
         self._places = dict(places)
-        self._group = group
         self._active: dict[str, float] = {}
 
     def choose(
@@ -116,9 +110,9 @@ class Adapters:
         return {"lora": parts, "lora.mode": self._mode.value}
 
     def set(self, active: Mapping[str, float]) -> None:
-        """Make these adapters, and no others, take part from now on, in any mode. A collective over `group`.
+        """Make these adapters, and no others, take part from now on, in any mode.
 
-        All or nothing: what fails in one component, on any rank of the group, is taken back in all.
+        All or nothing: what fails in one component is taken back in all.
         """
         forget_scales()  # of the request before
         if list(active.items()) == list(self._active.items()):
@@ -128,18 +122,15 @@ class Adapters:
             for component in self._places:
                 done.append(component)
                 self._set(component, active)
-        except BaseException as error:
-            # A rank that was interrupted cannot ask the others back: they have not failed.
-            if self._group is None or isinstance(error, Exception):
-                with ExitStack() as undo:  # goes on where one of them fails
-                    for component in done:
-                        undo.callback(self._set, component, self._active)
+        except BaseException:  # also Ctrl-C: half of a switch would make other pictures without a word
+            with ExitStack() as undo:  # goes on where one of them fails
+                for component in done:
+                    undo.callback(self._set, component, self._active)
             raise
         self._active = dict(active)
 
     def _set(self, component: str, active: Mapping[str, float]) -> None:
-        edits = edits_of(component, self._adapters, active)
-        on_all_ranks(partial(self._places[component].set, edits), self._group)
+        self._places[component].set(edits_of(component, self._adapters, active))
 
 
 def open_adapters(
@@ -162,8 +153,7 @@ def open_adapters(
     places = {
         c.name: place_in(c.module, config.mode, world.device, root / c.name) for c in components if c.name in used
     }
-    shared = any(isinstance(place, _MergedInStore) for place in places.values())
-    return Adapters(config, adapters, places, world.control if shared and world.size > 1 else None)
+    return Adapters(config, adapters, places)
 
 
 def place_in(module: nn.Module, mode: LoraMode, device: torch.device, folder: Path) -> Place:
@@ -171,8 +161,8 @@ def place_in(module: nn.Module, mode: LoraMode, device: torch.device, folder: Pa
     if mode is LoraMode.dynamic:
         return BesideLayers(module, device)
     if (offloader := offload.offloader_of(module)) is not None:
-        return _MergedInStore(offloader)
-    return MergedWeights(module, base=_base_in(folder, module))
+        return _MergedOnTheWay(offloader)
+    return MergedWeights(module, base=_base_in(folder, module), device=device)
 
 
 def _base_in(folder: Path, module: nn.Module) -> ReadBase | None:
@@ -198,7 +188,7 @@ def recipe_of_lora(config: LoraConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Merge:
-    """An edit of a weight; equal for equal terms, so that a store leaves what does not change alone."""
+    """An edit of a weight; equal for equal terms, so that resident blocks that do not change stay."""
 
     terms: Terms
 
@@ -206,13 +196,31 @@ class _Merge:
         write_merged(weight, weight, self.terms)
 
 
-class _MergedInStore:
-    """Merged where an offloaded component's weights rest: once a node, or at each read of a file."""
+class _MergedOnTheWay:
+    """Merged into what came up of an offloaded component, at each fetch, on the device.
+
+    The factors of the active adapters stay on the device, as they are stored: a copy from the host in every fetch would
+    wait for all that is queued.
+    """
 
     def __init__(self, offloader: offload.Offloaded) -> None:
         self._offloader = offloader
         aliases = offload.find_aliases(offloader.module)
         self._first_name = {other: name for name, others in aliases.items() for other in others}
+        self._factors: dict[LowRank, LowRank] = {}
 
     def set(self, edits: Edits) -> None:
-        self._offloader.edit({self._first_name.get(name, name): _Merge(terms) for name, terms in edits.terms.items()})
+        changes = {change for terms in edits.terms.values() for change, _ in terms}
+        with normal_mode():
+            device = self._offloader.device
+            factors = {change: self._factors.get(change) or on_device(change, device) for change in changes}
+        merges = {}
+        for name, terms in edits.terms.items():
+            merges[self._first_name.get(name, name)] = _Merge(tuple((factors[change], w) for change, w in terms))
+        self._offloader.edit(merges)
+        self._factors = factors
+
+    @property
+    def device_bytes(self) -> int:
+        """Of the factors on the device."""
+        return sum(change.num_bytes for change in self._factors.values())

@@ -2,13 +2,15 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from lora import Edits, MergedWeights, edits_of, read_adapter
+import lora.merged
+from lora import Edits, LowRank, MergedWeights, edits_of, read_adapter
 from lora.arithmetic import TILE
 from offload import StoreError
 from runner.config import load_config
@@ -255,6 +257,22 @@ def test_a_merge_that_fails_half_way_leaves_what_was_there(tiny_root: Path, tmp_
     with pytest.raises(OSError, match="disk is gone"):
         place.set(edits)
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+
+
+def test_the_arithmetic_runs_on_the_device_that_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that rest on the host go there and come back. The device is meta, where nothing can be computed."""
+    elsewhere, module = torch.device("meta"), torch.nn.Linear(4, 4, bias=False)
+    change = LowRank(torch.ones(2, 4), torch.ones(4, 2), 2.0)
+
+    def write(out: torch.Tensor, base: torch.Tensor, terms: Any, origin: Any) -> torch.Tensor:
+        assert out.device == base.device == elsewhere
+        return torch.full(base.shape, float(len(terms)))
+
+    monkeypatch.setattr(lora.merged, "write_merged", write)
+    base = module.weight.detach().clone()
+    place = MergedWeights(module, base=lambda name, rows, columns: base[rows, columns], device=elsewhere)
+    place.set(Edits({"weight": ((change, 1.0), (change, 0.5))}))
+    assert torch.equal(module.weight, torch.full((4, 4), 2.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

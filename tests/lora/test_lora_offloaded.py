@@ -195,20 +195,15 @@ def test_switching_leaves_nothing_behind(row: str, mode: str, tiny_root: Path) -
     assert held() == first
 
 
-def test_a_base_that_was_replaced_on_disk_is_named_and_the_former_weights_stay(tiny_root: Path, tmp_path: Path) -> None:
-    built("pixart", tiny_root)
+def test_a_switch_on_the_host_needs_the_files_no_more(tiny_root: Path, tmp_path: Path) -> None:
+    wanted = resident(built("pixart", tiny_root), "merge")
     path = Path(shutil.copytree(tiny_root / "pixart", tmp_path / "pixart"))
     (tmp_path / ADAPTERS).symlink_to(tiny_root / ADAPTERS)
     pipeline = opened(path, "merge", "placement.transformer.rest=host")
-    before = picture(pipeline, "pixart", {"one": 1.0})
     (file,) = (path / "transformer").glob("*.safetensors")
-    kept = file.rename(tmp_path / "kept")
-    shutil.copy(kept, file)
-    with pytest.raises(offload.StoreError, match="was changed or replaced while in use"):
-        picture(pipeline, "pixart", {"two": 1.0})
-    assert np.array_equal(picture(pipeline, "pixart", {"one": 1.0}), before)
-    kept.rename(file)
-    assert np.array_equal(picture(pipeline, "pixart", {}), resident(tiny_root / "pixart", "merge")[3].picture)
+    file.unlink()
+    for (active, _, _), step in zip(STEPS, wanted, strict=True):
+        assert np.array_equal(picture(pipeline, "pixart", active), step.picture)
 
 
 # Two ranks, whose host store is one copy
@@ -229,35 +224,27 @@ def test_two_ranks_have_the_resident_bits(world: World, family: str, path: Path,
 
 @pytest.mark.parametrize("family", ["flux"])
 @on_ranks(2)
-def test_a_shared_store_is_edited_once_a_node(world: World, family: str, path: Path) -> None:
-    pipeline, written = opened(path, "merge", "placement.default.rest=host", world=joined(world)), list[str]()
+def test_ranks_that_share_a_store_have_adapters_of_their_own(world: World, family: str, path: Path) -> None:
+    """One rank merges, the other does not, and what they share stays as it is."""
+    pipeline = opened(path, "merge", "placement.default.rest=host", world=joined(world))
     store: Any = offload.offloader_of(pipeline.stock.transformer).store
     base = {unit: store.view(unit).clone() for unit in store.packings}
-    write = store._write
-
-    def spied(units: Any, edits: Any, begun: list[str]) -> None:
-        write(units, edits, begun)
-        written.extend(begun)
-
-    store._write = spied
-    joined(world).gather(0)  # all have their copy of the base
-    pipeline.adapters.set({"one": 1.0})
-    changed = {unit for unit in store.packings if not torch.equal(store.view(unit), base[unit])}
-    by_rank = joined(world).gather(written)
-    assert sorted(unit for units in by_rank for unit in units) == sorted(changed) and all(by_rank)
+    for number in (0, 1):
+        step = 0 if number == world.rank else 3
+        assert np.array_equal(picture(pipeline, family, STEPS[step][0]), resident(path, "merge")[step].picture)
+    assert all(torch.equal(store.view(unit), base[unit]) for unit in store.packings)
 
 
 @pytest.mark.parametrize("failing", ["transformer", "text_encoder"])
 @pytest.mark.parametrize("rest", ["host", "disk", "device"])
 @pytest.mark.parametrize("family", ["flux"])
 @on_ranks(2)
-def test_what_fails_on_one_rank_is_taken_back_on_all(
+def test_what_fails_on_one_rank_is_taken_back_there_and_touches_no_other(
     world: World, family: str, path: Path, rest: str, failing: str
 ) -> None:
-    """Also in the other component, and where the one that fails is no store that ranks share."""
-    ranks = joined(world)
+    """Also in the other component, which was switched before."""
     placed = ["placement.default.rest=host", f"placement.{failing}.rest={rest}"]
-    pipeline = opened(path, "merge", *placed, world=ranks)
+    pipeline = opened(path, "merge", *placed, world=joined(world))
     one = picture(pipeline, family, {"one": 1.0})
     before = weights(pipeline)
     place = pipeline.adapters._places[failing]
@@ -272,8 +259,12 @@ def test_what_fails_on_one_rank_is_taken_back_on_all(
             raise RuntimeError("no such luck")
 
     place.set = fail  # type: ignore[method-assign]
-    with pytest.raises(RuntimeError, match="no such luck"):
-        pipeline.adapters.set({"one": 0.5})
-    expect_equal(weights(pipeline), before)
-    assert np.array_equal(picture(pipeline, family, {"one": 1.0}), one)
+    if broken:
+        with pytest.raises(RuntimeError, match="no such luck"):
+            pipeline.adapters.set({"two": 1.5})
+        expect_equal(weights(pipeline), before)
+        assert np.array_equal(picture(pipeline, family, {"one": 1.0}), one)
+    else:
+        pipeline.adapters.set({"two": 1.5})
+        expect_equal(weights(pipeline), resident(path, "merge")[1].weights)
     assert np.array_equal(picture(pipeline, family, {}), resident(path, "merge")[3].picture)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from offload import DiskStore, EditedFiles, HostStore, Store, offload, plan_units
+from offload import DiskStore, HostStore, Store, offload, plan_units
 from tests.memory import peak_anonymous_memory
 from weights.checkpoint import Checkpoint
 
@@ -52,7 +52,7 @@ def test_a_call_takes_the_memory_that_is_stated(
         return DiskStore(Checkpoint(folder), units)
 
     # Shared memory is not anonymous, so the host's copy is not counted.
-    store: Store = EditedFiles(open_files()) if rest == "disk" else HostStore.from_files(open_files)
+    store: Store = open_files() if rest == "disk" else HostStore.from_files(open_files)
     x = torch.ones(1, 4096)
     nn.functional.linear(x, torch.ones(4096, 4096))  # what the first product in a process sets up is not counted
     with peak_anonymous_memory() as peak:

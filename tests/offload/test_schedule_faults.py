@@ -128,7 +128,7 @@ def no_wait_before_reuse(patch: pytest.MonkeyPatch) -> None:
 
 
 def reuse_waits_for_the_last_copy_only(patch: pytest.MonkeyPatch) -> None:
-    def fetch(slot: Slot, store: Any, unit: str) -> None:
+    def fetch(slot: Slot, store: Any, unit: str, edits: Any) -> None:
         slot.copied = slot.engine.copy(store, unit, slot.buffer, after=(slot.copied,))
         slot.unit = unit
 
@@ -160,22 +160,22 @@ def staging_is_refilled_at_once(patch: pytest.MonkeyPatch) -> None:
 def a_stale_slot(patch: pytest.MonkeyPatch) -> None:
     fetch = Slot.fetch
 
-    def claim(slot: Slot, store: Any, unit: str) -> None:
+    def claim(slot: Slot, store: Any, unit: str, edits: Any) -> None:
         if unit == "blocks.3":
             slot.unit = unit  # without its bytes
         else:
-            fetch(slot, store, unit)
+            fetch(slot, store, unit, edits)
 
     patch.setattr(Slot, "fetch", claim)
 
 
 def weights_of_another_slot(patch: pytest.MonkeyPatch) -> None:
     bind = UnitWeights.bind
-    last: list[torch.Tensor] = []
+    last: list[Slot] = []
 
-    def bind_to_the_last(unit: UnitWeights, buffer: torch.Tensor) -> None:
-        last.append(buffer)
-        bind(unit, last[-2] if unit.name == "blocks.3" else buffer)
+    def bind_to_the_last(unit: UnitWeights, slot: Slot) -> None:
+        last.append(slot)
+        bind(unit, last[-2] if unit.name == "blocks.3" else slot)
 
     patch.setattr(UnitWeights, "bind", bind_to_the_last)
 

@@ -127,9 +127,18 @@ class _Kernels(TorchDispatchMode):
             name = vars(tensor).get("_true_weight", (None,))[0]
             if name is not None and self.units[name] != buffer.unit:
                 raise Unordered(f"compute reads {name} from {buffer.name}, which holds {buffer.unit}")
-            if not func.is_view:
+            if any(tensor is written for written in _written(func, args, kwargs or {})):
+                self.simulation.write(buffer, COMPUTE, buffer.unit)
+            elif not func.is_view:
                 self.simulation.read(buffer, COMPUTE)
         return func(*args, **(kwargs or {}))
+
+
+def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """The tensors that an operator writes into."""
+    arguments = func._schema.arguments
+    given = [*zip(arguments, args, strict=False), *((a, kwargs[a.name]) for a in arguments if a.name in kwargs)]
+    return [value for argument, value in given if argument.alias_info is not None and argument.alias_info.is_write]
 
 
 class Event:
