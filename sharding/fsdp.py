@@ -20,6 +20,7 @@ from sharding.priming import suspend_requires_grad
 from sharding.recovery import guard_methods
 from sharding.state import is_sharded
 from weights.blocks import find_units, spread
+from weights.memory import hold
 from weights.modes import refuse_inference_mode
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ def _move(parameters: Iterable[nn.Parameter], device: torch.device) -> None:
     offsets, which changes CPU kernels and the last bit."""
     for parameter in parameters:
         if not parameter.is_meta:
-            parameter.data = torch.empty_like(parameter, device=device).copy_(parameter)
+            hold(parameter, torch.empty_like(parameter, device=device).copy_(parameter.detach()))
 
 
 def _device_of(mesh: DeviceMesh) -> torch.device:
