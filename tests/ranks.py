@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from tests.accelerator.soft import nothing_unordered, register
+from tests.accelerator.soft import have_inference_mode, nothing_unordered, register
 from tests.given_world import GivenWorld, given_size
 
 TIMEOUT = timedelta(seconds=60)
@@ -154,6 +154,7 @@ def _device_of(rank: int, size: int, soft: bool) -> tuple[torch.device, str]:
     """The rank's device, made the current one, and the backend of its group."""
     if soft:
         register()
+        have_inference_mode()
     elif torch.cuda.device_count() < size:
         return torch.device("cpu"), "gloo"
     torch.accelerator.set_device_index(rank)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import tiny
 from tests.accelerator import soft
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,3 +22,9 @@ def soft_is_built() -> None:
     command = [sys.executable, "-c", "from tests.accelerator import soft; soft.register()"]
     made = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert made.returncode == 0, made.stderr
+
+
+@pytest.fixture
+def path(family: str, tiny_root: Path) -> Path:
+    """The family's directory; not built on the ranks: there, transformers writes weights on rank 0 only."""
+    return tiny.build(family, tiny_root)

@@ -60,17 +60,29 @@ def _group_of_the_device(store: dist.Store, rank: int, size: int, timeout: timed
     return dist.ProcessGroupGloo(store, rank, size, timeout=timeout)
 
 
+def have_inference_mode() -> None:
+    """The runner gives no_grad to a device type that it does not know; this one has an inference mode, as cuda has."""
+    from runner.components import resolver
+
+    resolver._INFERENCE = {**resolver._INFERENCE, "soft": torch.inference_mode}
+
+
 def reports() -> list[str]:
     """The accesses that nothing ordered, since the last call."""
     return list(torch.ops.soft.take_reports())
 
 
-@contextmanager
-def nothing_unordered() -> Iterator[None]:
-    """Raises AssertionError with the places where something is. What was under way before has ended first."""
+def end_everything() -> None:
+    """What is under way ends, and what was reported is forgotten."""
     for device in range(NUM_DEVICES):
         torch.accelerator.synchronize(device)
     reports()
+
+
+@contextmanager
+def nothing_unordered() -> Iterator[None]:
+    """Raises AssertionError with the places where something is."""
+    end_everything()
     yield
     found = reports()
     assert not found, f"{len(found)} unordered accesses; the first: {found[0]}"

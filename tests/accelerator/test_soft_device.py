@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from tests.accelerator import soft
 from tests.ranks import World, on_ranks
@@ -58,9 +59,7 @@ def test_fresh_memory_is_nan_also_where_it_was_used_before(world: World) -> None
 def test_kernels_give_the_bits_of_the_cpu(world: World) -> None:
     torch.manual_seed(0)
     x, image = torch.randn(3, 17, 8), torch.randn(2, 4, 9, 9)
-    layers = torch.nn.Sequential(
-        torch.nn.Linear(8, 32), torch.nn.GELU(), torch.nn.LayerNorm(32), torch.nn.Linear(32, 8)
-    )
+    layers = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.LayerNorm(32), nn.Linear(32, 8))
     convolution = nn.Sequential(nn.Conv2d(4, 8, 3), nn.GroupNorm(2, 8), nn.SiLU())
 
     def results(device: torch.device) -> list[torch.Tensor]:
