@@ -16,6 +16,7 @@ from offload.order import Order
 from offload.ring import Ring, Slot, Traffic, slot_sizes
 from offload.stores.store import Store
 from offload.units import OUTSIDE
+from weights.memory import hold
 from weights.modes import normal_mode, refuse_inference_mode
 from weights.overrides import Overrides
 
@@ -182,7 +183,7 @@ class Offloaded:
             for unit, tensors in weights.items():
                 unit.detach(tensors)
             for buffer in kept_buffers(self.module):
-                buffer.data = buffer.to(device)
+                hold(buffer, buffer.to(device))
             for slot in self._resident.values():
                 slot.release()
             self._free_resident()
@@ -197,7 +198,7 @@ class Offloaded:
                 self._free_resident()
                 raise
             for buffer in kept_buffers(self.module):
-                buffer.data = buffer.to(self.device)
+                hold(buffer, buffer.to(self.device))
             for unit in self._units.values():
                 unit.attach(self.device)
             for name, slot in self._resident.items():

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from offload.stores.packing import PackedTensor
+from weights.memory import hold
 
 
 def _getters(names: str) -> set[Any]:
@@ -114,4 +115,4 @@ def send_away(tensor: torch.Tensor, placeholder: torch.Tensor) -> None:
 def bring_back(tensor: torch.Tensor, data: torch.Tensor) -> None:
     if is_away(tensor):
         tensor.__class__ = _PRESENT[type(tensor)]
-    tensor.data = data
+    hold(tensor, data)

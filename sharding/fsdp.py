@@ -14,12 +14,13 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import DTensor, Shard
 
 from sharding.priming import suspend_requires_grad
 from sharding.recovery import guard_methods
 from sharding.state import is_sharded
 from weights.blocks import find_units, spread
+from weights.memory import hold
 from weights.modes import refuse_inference_mode
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,8 @@ def shard(
     resident = set(spread(list(units.blocks.values()), resident_blocks))
     whole = _parameters_kept_whole(module, resident)
     suspend_requires_grad(module)
-    _move(whole, _device_of(mesh))
+    device = _device_of(mesh)
+    _move(whole, device)
 
     lists = [[block for block in blocks.values() if block not in resident] for blocks in units.lists]
     offload = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if offload_to_host else OffloadPolicy()
@@ -76,7 +78,9 @@ def shard(
         ignored_params=whole,
     )
     for block in (block for blocks in lists for block in blocks):
+        _bring(block, device)
         apply(block, reshard_after_forward=reshard_after_forward)
+    _bring(module, device)
     apply(module, reshard_after_forward=False)
     for blocks in lists:
         _prefetch_in_order(blocks, prefetch)
@@ -112,7 +116,14 @@ def _move(parameters: Iterable[nn.Parameter], device: torch.device) -> None:
     offsets, which changes CPU kernels and the last bit."""
     for parameter in parameters:
         if not parameter.is_meta:
-            parameter.data = torch.empty_like(parameter, device=device).copy_(parameter)
+            hold(parameter, torch.empty_like(parameter, device=device).copy_(parameter.detach()))
+
+
+def _bring(module: nn.Module, device: torch.device) -> None:
+    """To the device what FSDP is about to take over, as it would itself by `.data`: see `hold` for where that fails."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if not tensor.is_meta and not isinstance(tensor, DTensor) and tensor.device != device:
+            hold(tensor, tensor.to(device))
 
 
 def _device_of(mesh: DeviceMesh) -> torch.device:

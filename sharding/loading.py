@@ -113,14 +113,8 @@ def _fill_one(weight: Weight, key: str, handle: safe_open, device: torch.device,
         local = torch.empty(shape, dtype=tensor.dtype, device=shard_device)
         part = handle.get_slice(key)[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))]
         local.copy_(part)
-        filled: torch.Tensor = DTensor.from_local(
-            local,
-            tensor.device_mesh,
-            tensor.placements,
-            run_check=False,
-            shape=tensor.shape,
-            stride=tensor.stride(),
-        )
+        # Not DTensor.from_local: it moves what rests in host memory to the mesh's device.
+        filled: torch.Tensor = DTensor(local, tensor._spec, requires_grad=False)
     else:
         part = handle.get_tensor(key)
         filled = torch.empty(tensor.shape, dtype=tensor.dtype, device=device).copy_(part)

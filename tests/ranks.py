@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -23,6 +24,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from tests.accelerator.soft import have_inference_mode, nothing_unordered, register
 from tests.given_world import GivenWorld, given_size
 
 TIMEOUT = timedelta(seconds=60)
@@ -38,12 +40,13 @@ class World:
     tmp_path: Path
 
 
-def on_ranks(*sizes: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Run a test function as `function(world, **parameters)` on every rank of a world of each size."""
+def on_ranks(*sizes: int, soft: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Run a test function as `function(world, **parameters)` on every rank of a world of each size. `soft`: of ranks
+    that each have a software accelerator, on which nothing may be unordered; for the tests in tests/accelerator."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         def test(worlds: "Worlds", tmp_path: Path, world_size: int, **parameters: Any) -> None:
-            worlds.run(world_size, function, tmp_path, parameters)
+            worlds.run(world_size, function, tmp_path, parameters, soft)
 
         names = ["worlds", "tmp_path", "world_size", *list(inspect.signature(function).parameters)[1:]]
         parameters = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
@@ -52,31 +55,35 @@ def on_ranks(*sizes: int) -> Callable[[Callable[..., None]], Callable[..., None]
         test.on_each_rank = function  # type: ignore[attr-defined]
         given = given_size()
         # A test of several sizes is one of any size.
-        fitting = sizes if given is None else [given] if given in sizes or len(sizes) > 1 else []
-        return pytest.mark.parametrize("world_size", fitting, ids=[f"{size}ranks" for size in fitting])(test)
+        fitting = sizes if given is None else [given] if (given in sizes or len(sizes) > 1) and not soft else []
+        marked = pytest.mark.parametrize("world_size", fitting, ids=[f"{size}ranks" for size in fitting])(test)
+        return pytest.mark.usefixtures("soft_is_built")(marked) if soft else marked
 
     return decorate
 
 
 class Worlds:
-    """The running worlds, by size."""
+    """The running worlds, by size and by whether their ranks have software accelerators."""
 
     def __init__(self) -> None:
-        self._ranks: dict[int, list[tuple[mp.Process, Connection]]] = {}
+        self._ranks: dict[tuple[int, bool], list[tuple[mp.Process, Connection]]] = {}
         self.given = GivenWorld(TIMEOUT) if given_size() is not None else None
 
-    def run(self, size: int, function: Callable[..., None], tmp_path: Path, parameters: dict[str, Any]) -> None:
+    def run(
+        self, size: int, function: Callable[..., None], tmp_path: Path, parameters: dict[str, Any], soft: bool = False
+    ) -> None:
         if self.given is not None:
             world = World(self.given.rank, self.given.size, self.given.device, self.given.shared(tmp_path))
             self.given.run(partial(function, world, **parameters))
             return
-        if size not in self._ranks:
-            self._ranks[size] = _start(size, tmp_path)
+        kind = (size, soft)
+        if kind not in self._ranks:
+            self._ranks[kind] = _start(size, tmp_path, soft)
         task = (function.__code__.co_filename, function.__name__, tmp_path, parameters)
-        for _, connection in self._ranks[size]:
+        for _, connection in self._ranks[kind]:
             connection.send(task)
         failures = []
-        for rank, (process, connection) in enumerate(self._ranks[size]):
+        for rank, (process, connection) in enumerate(self._ranks[kind]):
             try:
                 failure = connection.recv()
             except EOFError:
@@ -85,17 +92,17 @@ class Worlds:
             if failure:
                 failures.append(f"rank {rank} of {size}: {failure}")
         if failures:
-            self._stop(size)
+            self._stop(kind)
             pytest.fail("\n".join(failures), pytrace=False)
 
     def close(self) -> None:
         if self.given is not None:
             self.given.close()
-        for size in list(self._ranks):
-            self._stop(size)
+        for kind in list(self._ranks):
+            self._stop(kind)
 
-    def _stop(self, size: int) -> None:
-        ranks = self._ranks.pop(size)
+    def _stop(self, kind: tuple[int, bool]) -> None:
+        ranks = self._ranks.pop(kind)
         for _, connection in ranks:
             connection.close()  # the rank's recv() ends it
         for process, _ in ranks:
@@ -104,28 +111,26 @@ class Worlds:
                 process.kill()
 
 
-def _start(size: int, tmp_path: Path) -> list[tuple[mp.Process, Connection]]:
+def _start(size: int, tmp_path: Path, soft: bool) -> list[tuple[mp.Process, Connection]]:
     context = mp.get_context("spawn")
     ranks = []
     for rank in range(size):
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(rank, size, tmp_path / "store", theirs, sys.path), daemon=True)
+        arguments = (rank, size, tmp_path / "store", theirs, sys.path, soft)
+        process = context.Process(target=_serve, args=arguments, daemon=True)
         process.start()
         theirs.close()
         ranks.append((process, ours))
     return ranks
 
 
-def _serve(rank: int, size: int, store: Path, connection: Connection, path: list[str]) -> None:
+def _serve(rank: int, size: int, store: Path, connection: Connection, path: list[str], soft: bool) -> None:
     sys.path[:] = path
     torch.set_num_threads(1)
     os.environ["HF_HUB_OFFLINE"] = "1"
-    on_gpu = torch.cuda.device_count() >= size
-    device = torch.device("cuda", rank) if on_gpu else torch.device("cpu")
-    if on_gpu:
-        torch.cuda.set_device(device)
+    device, backend = _device_of(rank, size, soft)
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        backend,
         init_method=f"file://{store}",
         rank=rank,
         world_size=size,
@@ -137,11 +142,24 @@ def _serve(rank: int, size: int, store: Path, connection: Connection, path: list
         except EOFError:
             break
         try:
-            _load(file, name)(World(rank, size, device, tmp_path), **parameters)
+            with nothing_unordered() if soft else nullcontext():
+                _load(file, name)(World(rank, size, device, tmp_path), **parameters)
             connection.send(None)
         except BaseException:
             connection.send(traceback.format_exc())
     dist.destroy_process_group()
+
+
+def _device_of(rank: int, size: int, soft: bool) -> tuple[torch.device, str]:
+    """The rank's device, made the current one, and the backend of its group."""
+    if soft:
+        register()
+        have_inference_mode()
+    elif torch.cuda.device_count() < size:
+        return torch.device("cpu"), "gloo"
+    torch.accelerator.set_device_index(rank)
+    device = torch.device("soft" if soft else "cuda", rank)
+    return device, f"cpu:gloo,{device.type}:{dist.Backend.default_device_backend_map[device.type]}"
 
 
 def _load(file: str, name: str) -> Callable[..., None]:

@@ -1,0 +1,120 @@
+"""Offloaded components on the software accelerator: the bits of the CPU, nothing unordered, the memory of the bound."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import offload
+from offload.engines.stream import StreamEngine
+from tests import tiny
+from tests.distributed.placed import call, expect_stock_bits_in_both_scopes, opened, stock_bits
+from tests.offload.memory_store import MemoryStore
+from tests.offload.offload_models import Stack, example
+from tests.offload.test_schedule_faults import ORDERS
+from tests.ranks import World, on_ranks
+
+# Every component is offloaded so; the DiT keeps the resident blocks.
+ROWS = {
+    "host": ["rest=host"],
+    "host, one at a time": ["rest=host", "window=1"],
+    "disk": ["rest=disk", "window=3"],
+    "disk, whole": ["rest=disk", "window=all"],
+    "disk, some resident": ["rest=disk"],
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("family", ["flux", "wan"])
+@on_ranks(1, soft=True)
+def test_each_way_of_offloading_gives_the_cpus_bits_in_both_scopes(
+    world: World, family: str, path: Path, row: str
+) -> None:
+    overrides = [f"placement.default.{option}" for option in ROWS[row]]
+    if "some resident" in row:
+        overrides.append("placement.transformer.resident_blocks=1")
+    pipeline = opened(world, path, *overrides)
+    expect_stock_bits_in_both_scopes(world, pipeline, family, path, {c.name for c in pipeline.components})
+    for component in pipeline.components:
+        offloader = offload.offloader_of(component.module)
+        assert offloader is not None and isinstance(offloader._engine, StreamEngine)
+        assert {t.device for t in component.module.parameters()} == {world.device}
+        offloader.store.close()
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@on_ranks(1, soft=True)
+def test_every_family_gives_the_cpus_bits_resident_and_from_disk(world: World, family: str, path: Path) -> None:
+    for overrides in ([], ["placement.default.rest=disk", "placement.vae.rest=host"]):
+        pipeline = opened(world, path, *overrides)
+        for index in (0, 1):
+            assert torch.equal(call(pipeline, family, index), stock_bits(family, path, index)), overrides
+
+
+@on_ranks(1, 2, soft=True)
+def test_ranks_offload_each_to_its_own_device(world: World, paths: dict[str, Path]) -> None:
+    pipeline = opened(world, paths["flux"], "placement.default.rest=disk", "placement.transformer.rest=host")
+    for index in (world.rank, 2, 2):
+        assert torch.equal(call(pipeline, "flux", index), stock_bits("flux", paths["flux"], index))
+    assert {t.device for t in pipeline.stock.transformer.parameters()} == {world.device}
+
+
+@pytest.mark.parametrize("kind", ["page-locked", "staged"])
+@pytest.mark.parametrize("window", [1, 2, 3, "all"])
+@on_ranks(1, soft=True)
+def test_each_order_of_blocks_is_right_and_ordered(world: World, window: int, kind: str) -> None:
+    torch.set_grad_enabled(False)
+    for order, passes in ORDERS.items():
+        plain, model = Stack(), Stack()
+        store = memory_store(model, kind)
+        offloaded = offload.offload(model, store, device=world.device, window=window, resident_blocks=1)
+        x = example().to(world.device)
+        for _ in range(2):
+            for blocks in passes:
+                assert torch.equal(model(x, blocks).cpu(), plain(example(), blocks)), order
+            offloaded.end()
+            torch.empty(4096, device=world.device)  # takes what the ring had
+        offloaded.remove()
+        assert torch.equal(model(x).cpu(), plain(example()))
+        offload.offload(model, store, device=world.device).remove(torch.device("cpu"))
+        assert torch.equal(model(example()), plain(example())), "also back to the CPU"
+
+
+@on_ranks(1, soft=True)
+def test_the_device_holds_no_more_than_the_bound(world: World) -> None:
+    torch.set_grad_enabled(False)
+    model = wide_stack()
+    before = torch.accelerator.memory_allocated()
+    offloaded = offload.offload(model, MemoryStore(model, views=False), device=world.device)
+    x = example().to(world.device)
+    torch.accelerator.reset_peak_memory_stats()
+    for _ in range(3):
+        model(x)
+    activations = 2**20
+    assert torch.accelerator.max_memory_allocated() - before <= offloaded.bytes_bound + activations
+    assert offloaded.bytes_bound < 0.6 * offloaded.num_bytes, "or the test says nothing"
+    offloaded.end()
+    assert torch.accelerator.memory_allocated() - before <= offloaded.bytes_at_rest + activations / 8
+
+
+@pytest.fixture
+def paths(tiny_root: Path) -> dict[str, Path]:
+    return {"flux": tiny.build("flux", tiny_root)}
+
+
+def memory_store(model: nn.Module, kind: str) -> MemoryStore:
+    """Its units in page-locked memory, or read into staging memory."""
+    store = MemoryStore(model, views=kind == "page-locked")
+    if kind == "page-locked":
+        store.bytes = {unit: data.pin_memory() for unit, data in store.bytes.items()}
+    return store
+
+
+def wide_stack() -> Stack:
+    torch.manual_seed(0)
+    model = Stack(6)
+    for block in model.blocks:
+        block.up = nn.Linear(8, 1 << 15)
+        block.down = nn.Linear(1 << 15, 8)
+    return model
