@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import tiny
 from tests.distributed.placed import call, expect_stock_bits_in_both_scopes, opened, stock_bits
 from tests.ranks import World, on_ranks
 
