@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from offload import Offloaded, offload
+from offload.edits import Edit
 from offload.engines.engine import result_if_any
 from offload.engines.stream import StreamEngine
-from offload.stores.store import Edit
 from tests.accelerator import soft
 from tests.offload.memory_store import MemoryStore
 from tests.offload.offload_models import Stack, example
