@@ -5,7 +5,7 @@ export HF_HUB_OFFLINE := 1
 # One thread a rank: two ranks on a small machine otherwise fight for its cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup generate test test-slurm test-nodes test-chaos gpu-check lint
+.PHONY: setup generate test test-slow test-slurm test-nodes test-chaos gpu-check lint
 
 setup: $(VENV)/.installed
 
@@ -17,8 +17,12 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 generate: setup
 	$(BIN)/torchrun --standalone --nproc-per-node 2 scripts/generate.py
 
+# Everything that does not take long alone; CI runs the slow ones as well.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow and not chaos and not slurm"
+
+test-slow: setup
+	$(BIN)/python -m pytest -m "slow and not chaos and not slurm"
 
 # As root, on Debian: two nodes in network namespaces, and a Slurm over them.
 test-slurm: setup
