@@ -7,6 +7,7 @@ by streams, events and threads is reported. See csrc/model.h.
 import os
 import shutil
 import sys
+import sysconfig
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,9 @@ BACKEND = "softgloo"
 
 def missing_tools() -> list[str]:
     """What a build needs and this machine does not have."""
-    return [tool for tool in ("g++", "ninja") if shutil.which(tool, path=_path()) is None]
+    headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    tools = [tool for tool in ("g++", "ninja") if shutil.which(tool, path=_path()) is None]
+    return tools + ([] if headers.exists() else [f"{headers} (python3-dev)"])
 
 
 def _path() -> str:
