@@ -89,7 +89,7 @@ class Slurm:
         shown = self.run("scontrol", "-o", "show", "job", job)
         return dict(field.partition("=")[::2] for field in shown.split() if "=" in field)
 
-    def wait_for(self, job: str, *states: str, seconds: float = 90) -> float:
+    def wait_for(self, job: str, *states: str, seconds: float = 180) -> float:
         return wait_until(lambda: self.job(job)["JobState"] in states, seconds, f"job {job} {'/'.join(states)}")
 
     def start_now(self, job: str) -> None:
