@@ -190,8 +190,14 @@ def _join(place: Place, device: torch.device, timeout: timedelta) -> None:
         rank=place.rank,
         world_size=place.size,
         timeout=timeout,
-        device_id=device if on_device else None,
+        device_id=device if on_device and _has_gloo(device) else None,
     )
+
+
+def _has_gloo(device: torch.device) -> bool:
+    """Whether a gloo group counts this device as its own. A device that is bound to the default group must have a
+    backend in every later group, so binding any other (xpu, npu) would leave none of gloo alone."""
+    return device.type in dist.Backend.backend_capability[dist.Backend.GLOO]
 
 
 def has_collectives(device: torch.device) -> bool:

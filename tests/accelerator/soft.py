@@ -4,10 +4,12 @@ Device memory faults where the CPU touches it and is NaN when fresh; copies run 
 by streams, events and threads is reported. See csrc/model.h.
 """
 
+import hashlib
 import os
 import shutil
 import sys
 import sysconfig
+import tempfile
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,11 +20,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.utils import cpp_extension
 
 from tests.accelerator import host_threads
 
-SOURCES = ("model.cpp", "device.cpp", "kernels.cpp", "collectives.cpp")
 NUM_DEVICES = 2
 BACKEND = "softgloo"
 
@@ -42,21 +42,39 @@ def _path() -> str:
 @cache
 def register() -> None:
     """Make "soft" the process's accelerator. Before torch is asked for one; for good."""
-    here = Path(__file__).resolve().parent / "csrc"
-    os.environ.setdefault("MAX_JOBS", "1")
-    os.environ["PATH"] = _path()
     torch.utils.rename_privateuse1_backend("soft")
-    cpp_extension.load(
-        "soft_accelerator",
-        [str(here / name) for name in SOURCES],
-        extra_cflags=["-O1", "-std=c++20"],
-        is_python_module=False,
-    )
+    torch.ops.load_library(str(_library()))
     torch._register_device_module("soft", _device_module())
     torch.utils.generate_methods_for_privateuse1_backend(for_packed_sequence=False, for_storage=True)
     # The group's own gloo carries the bytes of its device tensors too: see csrc/collectives.cpp.
     dist.Backend.register_backend(BACKEND, _group_of_the_device, devices=["soft"])
     host_threads.follow()
+
+
+def _library() -> Path:
+    """The built library of these sources and this torch. Each builder has a folder of its own, and the last to be done
+    wins: torch's lock around a build, and around a mere load, would stay where a rank is killed that holds it."""
+    sources = sorted((Path(__file__).resolve().parent / "csrc").iterdir())
+    key = hashlib.sha256(b"".join([torch.__version__.encode(), *(source.read_bytes() for source in sources)]))
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    library = cache_home / "torch_extensions" / f"soft-{key.hexdigest()[:16]}.so"
+    if library.exists():
+        return library
+    from torch.utils import cpp_extension  # which imports setuptools: not for a process that only loads
+
+    library.parent.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("MAX_JOBS", "1")
+    os.environ["PATH"] = _path()
+    with tempfile.TemporaryDirectory(prefix=".soft-", dir=library.parent) as folder:
+        cpp_extension.load(
+            "soft_accelerator",
+            [str(source) for source in sources if source.suffix == ".cpp"],
+            extra_cflags=["-O1", "-std=c++20"],
+            build_directory=folder,
+            is_python_module=False,
+        )
+        os.replace(Path(folder) / "soft_accelerator.so", library)
+    return library
 
 
 def _group_of_the_device(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.Backend:
