@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from runner.errors import UserError
-from runner.world import Place, first_host, has_collectives, place_in_world
+from runner.world import Place, _has_gloo, first_host, has_collectives, place_in_world
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"}
 SRUN = {
@@ -61,6 +61,12 @@ def test_the_first_host_of_slurms_list(node_list: str, host: str) -> None:
 def test_what_has_no_collectives_is_known() -> None:
     assert has_collectives(torch.device("cpu")) and has_collectives(torch.device("cuda"))
     assert not has_collectives(torch.device("mps"))
+
+
+def test_only_a_device_that_gloo_counts_as_its_own_is_bound_to_the_default_group() -> None:
+    """Bound, a device must have a backend in every later group, and the ranks' messages have a group of gloo alone."""
+    assert _has_gloo(torch.device("cuda"))
+    assert not _has_gloo(torch.device("xpu")) and not _has_gloo(torch.device("mps"))
 
 
 @pytest.mark.slow
