@@ -1,4 +1,4 @@
-"""The run's configuration: defaults <- YAML file <- key=value, checked by OmegaConf's structured configs.
+"""The run's configuration: defaults <- YAML files <- key=value, checked by OmegaConf's structured configs.
 
 The dataclasses are the schema, and each field's `help` is its line in `--help`.
 """
@@ -179,13 +179,15 @@ class RunConfig:
     job: JobConfig = field(default_factory=JobConfig)
 
 
-def load_config(file: Path | None, words: Sequence[str]) -> RunConfig:
-    """Merge defaults, the YAML file and the `key=value` words, whose values runner/reading/words.py explains.
+def load_config(file: Path | None, words: Sequence[str], over: Sequence[Path] = ()) -> RunConfig:
+    """Merge defaults, the YAML file, those laid `over` it (what changes from machine to machine) and the `key=value`
+    words, whose values runner/reading/words.py explains.
 
-    In the file ${key} stands for another key's value, and \\${ for a ${ of the text; in words a ${ is a ${.
+    In a file ${key} stands for another key's value, and \\${ for a ${ of the text; in words a ${ is a ${.
     Raises UserError: an unreadable file, an unknown key (with the nearest right one), a value that cannot be.
     """
-    layers = [{} if file is None else _read_file(file), *(_read_word(word) for word in words)]
+    files = [] if file is None else [file, *over]
+    layers = [{}, *map(_read_file, files), *map(_read_word, words)]
     config = merge(RunConfig, layers, {"placement": _inherited})
     _check_values(config)
     return config

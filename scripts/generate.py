@@ -1,4 +1,4 @@
-"""Turn prompts into pictures: torchrun --standalone --nproc-per-node N scripts/generate.py [CONFIG] [key=value ...]"""
+"""Turn prompts into pictures: torchrun --standalone --nproc-per-node N scripts/generate.py [CONFIG ...] [key=value ...]"""
 
 import argparse
 import os
@@ -43,7 +43,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "  3 stopped with work left, 4 a fault ended the job (see run.json); after 3 and 4 the same command goes on\n"
         'example: generate.py job.prompt="[a rocket, a flat fox]" job.seed=7 job.output=outputs/mine',
     )
-    parser.add_argument("words", nargs="*", metavar="CONFIG | key=value", help=f"a YAML recipe [{DEFAULT.name}]; keys")
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="CONFIG | key=value",
+        help=f"YAML recipes, each laid over the one before [{DEFAULT.name}]; keys",
+    )
     parser.add_argument("--print-config", action="store_true", help="print the merged config and stop")
     parser.add_argument(
         "--explain", action="store_true", help="load and place, print each component's mode and the reason, and stop"
@@ -51,8 +56,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
-def config_file(words: Sequence[str]) -> Path:
-    """The one word that is no key=value, else the default recipe."""
+def config_files(words: Sequence[str]) -> list[Path]:
+    """The words that are no key=value, else the default recipe."""
     files = [word for word in words if "=" not in word]
     for word in files:
         if not os.path.lexists(word):
@@ -60,9 +65,7 @@ def config_file(words: Sequence[str]) -> Path:
                 f"{shown(word)} is no config file (see configs/), and no key=value such as job.seed=7; "
                 'a text with spaces is quoted, job.prompt="a red fox"'
             )
-    if len(files) > 1:
-        raise UserError(f"one config file at most, not {', '.join(map(shown, files))}; settings are key=value")
-    return Path(files[0]) if files else DEFAULT
+    return list(map(Path, files)) or [DEFAULT]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,7 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(arguments: argparse.Namespace) -> int:
     words = arguments.words
-    config = load_config(config_file(words), [word for word in words if "=" in word])
+    base, *over = config_files(words)
+    config = load_config(base, [word for word in words if "=" in word], over)
     if arguments.print_config:
         if isinstance(sys.stdout, TextIOWrapper):
             sys.stdout.reconfigure(encoding="utf-8")  # in any locale: so it is read again

@@ -21,10 +21,14 @@ def merge(schema: type[T], layers: Sequence[dict[str, Any]], within: Mapping[str
     """
     try:
         given = typing.cast(DictConfig, OmegaConf.merge(*(OmegaConf.create(layer) for layer in layers)))
+        if missing := sorted(OmegaConf.missing_keys(given)):  # ??? in a file: who uses the file has to say
+            raise UserError(f"{missing[0]} has to be given: {missing[0]}=VALUE")
         for section, change in within.items():
             if isinstance(given.get(section), DictConfig):
                 given[section] = change(OmegaConf.to_container(given[section]))
         made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), given))
+    except UserError:
+        raise
     except OmegaConfBaseException as error:
         raise UserError(_said(error)) from error
     except Exception as error:

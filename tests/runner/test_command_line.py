@@ -20,7 +20,6 @@ ROOT = Path(__file__).resolve().parents[2]
         (["seven"], "'seven' is no config file"),
         (["job.prompt=a", "red", "fox"], 'a text with spaces is quoted, job.prompt="a red fox"'),
         (["a cat " * 100], "is no config file"),
-        ([str(DEFAULT), str(DEFAULT)], "one config file at most"),
         ([str(ROOT)], "is a folder"),
         ([str(ROOT / "models/emoji-dit/grid.png")], "not UTF-8"),
         ([str(ROOT / "README.md")], "README.md"),
@@ -51,3 +50,21 @@ def test_what_is_printed_is_a_config_file_in_any_locale(tmp_path: Path) -> None:
     printed = tmp_path / "printed.yaml"
     printed.write_bytes(subprocess.run(command, capture_output=True, check=True, env=environment).stdout)
     assert load_config(printed, []) == load_config(DEFAULT, [typed])
+
+
+def test_files_are_laid_over_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, over = tmp_path / "base.yaml", tmp_path / "over.yaml"
+    base.write_text("model:\n  path: ???\n  dtype: bfloat16\nplacement: {transformer: {share: shard}}\n")
+    over.write_text("placement: {transformer: {rest: host, share: replicate}}\n")
+    assert main([str(base), str(over), "--print-config"]) == ExitCode.WRONG  # ??? says that the user has to
+    assert capsys.readouterr().err == "error: model.path has to be given: model.path=VALUE\n"
+
+    assert main([str(base), "model.path=m", str(over), "--print-config"]) == ExitCode.DONE
+    (printed := tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    config = load_config(printed, [])
+    assert config == load_config(base, ["model.path=m"], [over])
+    assert (config.model.path, config.model.dtype.name) == ("m", "bfloat16")
+    assert (config.placement["transformer"].share.name, config.placement["transformer"].rest.name) == (
+        "replicate",
+        "host",
+    )
