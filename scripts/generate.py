@@ -1,4 +1,4 @@
-"""Turn prompts into pictures: torchrun --standalone --nproc-per-node N scripts/generate.py [CONFIG ...] [key=value ...]"""
+"""Prompts to pictures: torchrun --standalone --nproc-per-node N scripts/generate.py [CONFIG ...] [key=value ...]"""
 
 import argparse
 import os
