@@ -1,0 +1,146 @@
+"""A case, made by the stock pipeline and by the runner in each placement, on the two ranks of a test world.
+
+The runner's side is generate.py's: a configuration file and a prompt file are read, the directory is opened, the
+request is made, and its output is a file with a line in the manifest. The two arms that need one rank run beside each
+other, one on each.
+"""
+
+import json
+import os
+import random
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+import torch.distributed as dist
+import yaml
+
+from runner.config import load_config
+from runner.errors import UserError
+from runner.run import run
+from runner.world import World
+from tests.census.case import Case, File, replaced
+from tests.census.cases import CASES
+from tests.census.files import read_as_stock, write_file
+from tests.distributed.placed import joined
+from tests.ranks import World as TestWorld
+from tests.ranks import on_ranks
+from tests.tiny.oracle import load_stock
+
+SEED = 3
+ARMS = {
+    "resident": [],
+    "sharded": ["placement.default.share=shard"],
+    "disk": ["placement.default.rest=disk"],
+}
+
+
+@on_ranks(2)
+def make_case(world: TestWorld, name: str) -> None:
+    """Writes what became of each arm, and of the stock pipeline, into the world's folder: see `results`."""
+    case, folder = CASES[name], world.tmp_path
+    alone = World(0, 1, world.device)
+    if world.rank == 0:
+        _recorded(folder, "build", lambda: _write_case(case, folder))
+    dist.barrier()
+    if not (folder / "model" / "model_index.json").exists():
+        return
+    if world.rank == 0:
+        _recorded(folder, "stock", lambda: np.save(folder / "stock.npy", _stock(case, folder)))
+        _recorded(folder, "resident", lambda: _run("resident", folder, alone))
+    else:
+        _recorded(folder, "disk", lambda: _run("disk", folder, alone))
+    dist.barrier()
+    _recorded(folder, "sharded" if world.rank == 0 else "beside", lambda: _run("sharded", folder, joined(world)))
+
+
+def results(folder: Path) -> dict[str, str]:
+    """What became of each arm: "" where it gave the stock pipeline's bits, else what went wrong."""
+    for step in ("build", "stock"):
+        if error := _error(folder, step):
+            return dict.fromkeys(ARMS, f"{step}: {error}")
+    wanted = np.load(folder / "stock.npy")
+    if not np.isfinite(wanted).all() or wanted.std() < 1e-3:
+        return dict.fromkeys(ARMS, f"stock: no picture that could tell anything: its values deviate {wanted.std():.2g}")
+    return {arm: _error(folder, arm) or _difference(folder / arm, wanted) for arm in ARMS}
+
+
+def seconds(folder: Path) -> dict[str, float]:
+    """How long each step took, by its name."""
+    return {path.stem: json.loads(path.read_text())["seconds"] for path in folder.glob("*.json")}
+
+
+def _recorded(folder: Path, step: str, action: Callable[[], Any]) -> None:
+    start, error = perf_counter(), ""
+    try:
+        action()
+    except Exception as raised:  # whatever it is, it is this case's result, and the next case is not touched
+        error = f"{type(raised).__name__}: {raised}"
+        if not isinstance(raised, UserError):
+            (folder / f"{step}.traceback").write_text(traceback.format_exc())
+    text = json.dumps({"error": error, "seconds": round(perf_counter() - start, 2)})
+    (folder / f"{step}.json").write_text(text)
+
+
+def _error(folder: Path, step: str) -> str:
+    file = folder / f"{step}.json"
+    return json.loads(file.read_text())["error"] if file.exists() else "it did not come to an end"
+
+
+def _write_case(case: Case, folder: Path) -> None:
+    """The model's directory, the inputs, and what a user would write to have the one made from the other."""
+    pipeline = getattr(diffusers, case.pipeline)(**case.parts())
+    pipeline.save_pretrained(folder / "draft")
+    for name in case.files:
+        write_file(folder, name)
+    with_files = {key: value for key, value in case.call.items() if replaced(value, lambda file: None) != value}
+    line = replaced(with_files, lambda file: {"file": file.name} if file.told else file.name)
+    line |= {} if case.prompt is None else {"class_labels" if isinstance(case.prompt, int) else "prompt": case.prompt}
+    (folder / "prompts.jsonl").write_text(json.dumps(line) + "\n")
+    call = {key: value for key, value in case.call.items() if key not in with_files}
+    job = {"prompts": str(folder / "prompts.jsonl"), "seed": SEED, "format": "npy", "call": replaced(call, str)}
+    (folder / "job.yaml").write_text(yaml.safe_dump({"model": {"path": str(folder / "model")}, "job": job}))
+    os.rename(folder / "draft", folder / "model")
+
+
+def _stock(case: Case, folder: Path) -> np.ndarray:
+    """What stock diffusers makes of the same directory and files: the first element of its first output."""
+    pipeline = load_stock(folder / "model")
+
+    def read(file: File) -> Any:
+        return read_as_stock(folder / file.name)
+
+    call = {key: case.stock.get(key, lambda given: given)(replaced(value, read)) for key, value in case.call.items()}
+    if case.prompt is not None:
+        call["class_labels" if isinstance(case.prompt, int) else "prompt"] = (
+            [case.prompt] if isinstance(case.prompt, int) else case.prompt
+        )
+    torch.manual_seed(SEED)
+    np.random.seed(SEED)
+    random.seed(SEED)
+    with torch.inference_mode():
+        output = pipeline(**call, generator=torch.Generator("cpu").manual_seed(SEED), output_type="np")
+    return np.asarray(output[0][0])
+
+
+def _run(arm: str, folder: Path, world: World) -> None:
+    """As scripts/generate.py does, between joining the world and leaving it."""
+    config = load_config(folder / "job.yaml", [f"job.output={folder / arm}", *ARMS[arm]])
+    if (code := run(config, world)) != 0:
+        failures = folder / arm / "failures.jsonl"
+        failure = json.loads(failures.read_text().splitlines()[-1]) if failures.exists() else {}
+        (folder / f"{arm}.traceback").write_text(failure.get("traceback", ""))
+        raise RuntimeError(f"exit code {code}: {failure.get('error')}: {failure.get('message')}")
+
+
+def _difference(output: Path, wanted: np.ndarray) -> str:
+    [line] = [json.loads(line) for line in (output / "manifest.jsonl").read_text().splitlines()]
+    made = np.load(output / line["file"])
+    if made.shape != wanted.shape or made.dtype != wanted.dtype:
+        return f"{made.dtype} of shape {made.shape}, and stock {wanted.dtype} of {wanted.shape}"
+    return "" if np.array_equal(made, wanted) else f"other bits than stock, by {np.abs(made - wanted).max():.2g}"

@@ -1,0 +1,32 @@
+"""All cases, by the name of their class: those of every tests/census/cases_*.py; and the classes that have none."""
+
+import inspect
+from importlib import import_module
+from pathlib import Path
+
+import diffusers
+from diffusers import DiffusionPipeline
+
+from tests.census.case import Case
+
+_GROUPS = [import_module(f"tests.census.{path.stem}") for path in sorted(Path(__file__).parent.glob("cases_*.py"))]
+
+CASES: dict[str, Case] = {case.pipeline: case for group in _GROUPS for case in group.CASES}
+
+# Classes with a transformer that have no case, and why.
+MISSING: dict[str, str] = {}
+
+# What stands in for all in `make test`.
+SAMPLE = ("FluxPipeline",)
+
+
+def transformer_pipelines() -> list[str]:
+    """The pipeline classes of the installed diffusers whose constructor takes a transformer."""
+    classes = {name: getattr(diffusers, name) for name in dir(diffusers) if "Pipeline" in name}
+    return [
+        name
+        for name, cls in classes.items()
+        if inspect.isclass(cls)
+        and issubclass(cls, DiffusionPipeline)
+        and "transformer" in inspect.signature(cls.__init__).parameters
+    ]
