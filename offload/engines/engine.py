@@ -25,6 +25,10 @@ Mark = Future[Any]
 class CopyEngine(Protocol):
     """Copies for one device. May serve several components, from one thread at a time, in normal mode."""
 
+    @property
+    def staging_bytes(self) -> int:
+        """Of host memory, at most, on the way from a store that must be read to the device."""
+
     def empty(self, num_bytes: int) -> torch.Tensor:
         """A buffer on the device, uint8 (num_bytes,), aligned as the allocator does."""
 

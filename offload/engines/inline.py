@@ -13,12 +13,17 @@ from weights.modes import normal_mode
 class InlineEngine:
     """For a device with one queue only (mps): copies take their turn in it, in program order, and so need no marks.
 
-    What the store must read, a thread reads ahead into host memory; the upload waits until the weights are needed.
+    What the store must read, a thread reads ahead into host memory; the upload waits until the weights are needed. On
+    such devices host and device are one memory: what is read ahead is there twice for a while.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="offload")
+
+    @property
+    def staging_bytes(self) -> int:
+        return 0  # none is kept
 
     def empty(self, num_bytes: int) -> torch.Tensor:
         return torch.empty(num_bytes, dtype=torch.uint8, device=self.device)

@@ -10,6 +10,8 @@ from offload.engines.engine import Mark, done, result_if_any
 from offload.stores.store import Store
 from weights.modes import normal_mode
 
+# Page-locked memory that is asked for as a power of two is not rounded up to the next one by torch's allocator.
+STAGING_BYTES = 32 * 2**20
 NUM_STAGING_BUFFERS = 2  # one is filled from the files while the other goes up
 
 
@@ -29,8 +31,8 @@ class StreamEngine:
 
     Buffers come from the compute stream's pool (the current stream's: a component's stage runs on one stream), so that
     activations can have their memory when the ring is gone. From page-locked memory the host only queues the copy; what
-    is not page-locked, or must be read, a thread brings through two page-locked staging buffers, each of the size of
-    the largest unit that came this way.
+    is not page-locked, or must be read, a thread brings piece by piece through two page-locked staging buffers. They
+    are made when the first such unit comes, and are all the host memory that this takes, for all components together.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -70,17 +72,32 @@ class StreamEngine:
             self._finish(staging)
             staging.buffer = None
 
+    @property
+    def staging_bytes(self) -> int:
+        return NUM_STAGING_BUFFERS * STAGING_BYTES
+
     def _read_and_upload(self, store: Store, unit: str, target: torch.Tensor, after: Sequence[Mark]) -> Any:
+        with normal_mode():
+            try:
+                for start in range(0, max(target.numel(), 1), STAGING_BYTES):
+                    piece = target[start : start + STAGING_BYTES]
+                    uploaded = self._stage(store, unit, start, piece, after if start == 0 else ())
+            except BaseException:
+                # A copy that failed has no mark, so nobody would wait for the pieces of it that are under way.
+                for staging in self._staging:
+                    self._finish(staging)
+                raise
+        return uploaded
+
+    def _stage(self, store: Store, unit: str, start: int, piece: torch.Tensor, after: Sequence[Mark]) -> Any:
         staging = self._staging.pop(0)
         self._staging.append(staging)
-        with normal_mode():
-            self._finish(staging)
-            if staging.buffer is None or staging.buffer.numel() < target.numel():
-                staging.buffer = None  # before the new one, not beside it
-                staging.buffer = self._page_locked(target.numel())
-            source = staging.buffer[: target.numel()]
-            self._read(store, unit, source)
-            staging.uploaded = self._upload(source, target, after)
+        self._finish(staging)
+        if staging.buffer is None:
+            staging.buffer = self._page_locked(STAGING_BYTES)
+        source = staging.buffer[: piece.numel()]
+        self._read(store, unit, source, start)
+        staging.uploaded = self._upload(source, piece, after)
         return staging.uploaded
 
     def _finish(self, staging: "_Staging") -> None:
@@ -113,8 +130,8 @@ class StreamEngine:
     def _page_locked(self, num_bytes: int) -> torch.Tensor:
         return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
 
-    def _read(self, store: Store, unit: str, out: torch.Tensor) -> None:
-        store.read(unit, out)
+    def _read(self, store: Store, unit: str, out: torch.Tensor, start: int) -> None:
+        store.read(unit, out, start)
 
     def _transfer(self, source: torch.Tensor, target: torch.Tensor) -> None:
         with self._copies:

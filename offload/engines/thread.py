@@ -21,6 +21,10 @@ class ThreadEngine:
         self.device = device
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="offload")
 
+    @property
+    def staging_bytes(self) -> int:
+        return 0  # the store reads straight into the slot
+
     def empty(self, num_bytes: int) -> torch.Tensor:
         return torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
 

@@ -15,89 +15,19 @@ Keeping the pages costs more than dropping them where the kernel must find new o
 a pass left 9 % in the page cache (what the kernel had read ahead, and nobody wanted yet); closing drops that too.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from offload.stores.packing import PackedTensor, Packing, pack, view
-from weights.checkpoint import Checkpoint, CheckpointError, StoredTensor, match_keys, refuse_unfit
+from offload.stores.packing import Packing, pack
+from offload.stores.steps import Conversion, Run, Stretch, steps_for
+from offload.stores.store import check_stretch
+from weights.checkpoint import Checkpoint, CheckpointError, match_keys, refuse_unfit
 from weights.files import why_unreadable
 from weights.weight_file import WeightFile
-
-RUN_BYTES = 32 * 2**20  # at most so much is read, or converted, in one go
-_RUN_PIECES = 512  # of the 1024 buffers that one preadv may fill
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A stretch of a stored tensor, at byte `offset` in its file, and the byte `target` of its unit where it goes."""
-
-    key: str
-    offset: int
-    num_bytes: int
-    target: int
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Pieces that lie side by side in a file, and go as they are to where they belong: one system call."""
-
-    unit: str
-    file: WeightFile
-    pieces: list[_Piece]
-
-    @property
-    def offset(self) -> int:
-        return self.pieces[0].offset
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(piece.num_bytes for piece in self.pieces)
-
-    @property
-    def key(self) -> str:
-        return self.pieces[0].key
-
-    def fill(self, unit: torch.Tensor) -> None:
-        data = unit.numpy().data
-        self.file.read_into(self.offset, [(p.key, data[p.target : p.target + p.num_bytes]) for p in self.pieces])
-
-
-@dataclass(frozen=True)
-class _Conversion:
-    """A tensor whose dtype or strides in the unit are not those in the file: read into a scratch buffer by rows."""
-
-    unit: str
-    file: WeightFile
-    stored: StoredTensor
-    packed: PackedTensor
-
-    @property
-    def offset(self) -> int:
-        return self.stored.offset
-
-    @property
-    def num_bytes(self) -> int:
-        return self.stored.num_bytes
-
-    @property
-    def key(self) -> str:
-        return self.stored.key
-
-    def fill(self, unit: torch.Tensor) -> None:
-        target = torch.atleast_1d(view(self.packed, unit))
-        row_bytes = self.num_bytes // len(target)
-        rows = min(max(RUN_BYTES // row_bytes, 1), len(target))
-        scratch = torch.empty(rows * row_bytes, dtype=torch.uint8)
-        for i in range(0, len(target), rows):
-            part = target[i : i + rows]
-            raw = scratch[: len(part) * row_bytes]
-            self.file.read_into(self.offset + i * row_bytes, [(self.key, raw.numpy().data)])
-            part.copy_(raw.view(self.stored.dtype).view(part.shape))
 
 
 class DiskStore:
@@ -135,29 +65,30 @@ class DiskStore:
         except OSError as error:
             self.close()
             raise CheckpointError(why_unreadable(Path(error.filename), error)) from error
-        self._steps = {
-            unit: list(_steps(unit, packing, stored, self._files)) for unit, packing in self.packings.items()
-        }
+        self._stored = stored
+        self._steps: dict[Stretch, list[Run | Conversion]] = {}
 
     def view(self, unit: str) -> None:
         """None: what is on disk must be read."""
         return None
 
-    def read(self, unit: str, out: torch.Tensor) -> None:
-        """Fill `out`, uint8 (num_bytes,) in host memory; the bytes between the tensors stay as they are.
+    def read(self, unit: str, out: torch.Tensor, start: int = 0) -> None:
+        """Fill `out`, uint8 in host memory, with the unit's bytes from `start` on; those between the tensors stay as
+        they are. `start` is a multiple of ALIGNMENT, and so is its end, or it is the unit's.
 
         Any number of threads may read at once. The GIL is released meanwhile. Raises StoreError, naming file and
         tensor, where the file cannot be read, or is no longer the one whose header was read.
         """
-        assert out.dtype == torch.uint8 and out.numel() == self.packings[unit].num_bytes
-        _fill(self._steps[unit], lambda _: out)
+        check_stretch(self.packings[unit], out, start)
+        _fill(self._steps_of(Stretch(unit, start, start + out.numel())), lambda _: out)
 
     def read_share(self, unit_bytes: Callable[[str], torch.Tensor], share: int, num_shares: int) -> None:
         """Fill one of `num_shares` parts, alike in bytes, of all units: `unit_bytes(unit)` as `out` of `read`.
 
         Each part lies together in the files. `num_shares` calls, in whatever processes, fill every unit.
         """
-        steps = sorted(chain(*self._steps.values()), key=lambda step: (step.file.path, step.offset))
+        wholes = [Stretch(unit, 0, packing.num_bytes) for unit, packing in self.packings.items()]
+        steps = sorted(chain(*map(self._steps_of, wholes)), key=lambda step: (step.file.path, step.offset))
         total, before, mine = sum(step.num_bytes for step in steps), 0, []
         for step in steps:
             if (before + step.num_bytes // 2) * num_shares // total == share:
@@ -170,47 +101,17 @@ class DiskStore:
         for file in self._files.values():
             file.close()
 
+    def _steps_of(self, stretch: Stretch) -> list[Run | Conversion]:
+        """How to read it, worked out once: blocks are read again and again, in the same stretches."""
+        if stretch not in self._steps:
+            self._steps[stretch] = steps_for(stretch, self.packings[stretch.unit], self._stored, self._files)
+        return self._steps[stretch]
 
-def _fill(steps: Iterable[_Run | _Conversion], unit_bytes: Callable[[str], torch.Tensor]) -> None:
+
+def _fill(steps: Iterable[Run | Conversion], unit_bytes: Callable[[str], torch.Tensor]) -> None:
     read_from: dict[WeightFile, str] = {}
     for step in steps:
         step.fill(unit_bytes(step.unit))
         read_from[step.file] = step.key
     for file, key in read_from.items():
         file.refuse_change(key)
-
-
-def _steps(
-    unit: str, packing: Packing, stored: Mapping[str, StoredTensor], files: Mapping[Path, WeightFile]
-) -> list[_Run | _Conversion]:
-    """How to read a unit."""
-    runs: list[_Run] = []
-    conversions = []
-    for name, packed in sorted(
-        packing.tensors.items(), key=lambda item: (stored[item[0]].file, stored[item[0]].offset)
-    ):
-        source, file = stored[name], files[stored[name].file]
-        if source.num_bytes and not _is_as_stored(packed, source):
-            conversions.append(_Conversion(unit, file, source, packed))
-            continue
-        for piece in _pieces(source, packed):
-            if not runs or not _continues(runs[-1], file, piece):
-                runs.append(_Run(unit, file, []))
-            runs[-1].pieces.append(piece)
-    return [*runs, *conversions]
-
-
-def _is_as_stored(packed: PackedTensor, stored: StoredTensor) -> bool:
-    in_rows = torch.empty_strided(packed.shape, packed.stride, device="meta").is_contiguous()
-    return in_rows and packed.dtype == stored.dtype
-
-
-def _pieces(stored: StoredTensor, packed: PackedTensor) -> Iterator[_Piece]:
-    for start in range(0, stored.num_bytes, RUN_BYTES):
-        num_bytes = min(RUN_BYTES, stored.num_bytes - start)
-        yield _Piece(stored.key, stored.offset + start, num_bytes, packed.offset + start)
-
-
-def _continues(run: _Run, file: WeightFile, piece: _Piece) -> bool:
-    fits = len(run.pieces) < _RUN_PIECES and run.num_bytes + piece.num_bytes <= RUN_BYTES
-    return fits and run.file is file and run.offset + run.num_bytes == piece.offset

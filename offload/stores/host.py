@@ -11,7 +11,7 @@ from offload.stores.disk import DiskStore
 from offload.stores.packing import Packing, pack, views
 from offload.stores.room import require_room
 from offload.stores.shared_memory import SharedMemory
-from offload.stores.store import StoreError
+from offload.stores.store import StoreError, check_stretch
 from weights.agreement import Group, on_all_ranks, on_first_rank, rank_in, size_of
 
 _CPU = torch.device("cpu")
@@ -85,10 +85,10 @@ class HostStore:
             raise StoreError(f"unit {unit!r} was asked for after the host store was closed")
         return self._memory.bytes.narrow(0, self._starts[unit], self.packings[unit].num_bytes)
 
-    def read(self, unit: str, out: torch.Tensor) -> None:
-        """Fill `out`, uint8 (num_bytes,)."""
-        assert out.dtype == torch.uint8 and out.numel() == self.packings[unit].num_bytes
-        out.copy_(self.view(unit))
+    def read(self, unit: str, out: torch.Tensor, start: int = 0) -> None:
+        """Fill `out`, uint8, with the unit's bytes from `start` on."""
+        check_stretch(self.packings[unit], out, start)
+        out.copy_(self.view(unit)[start : start + out.numel()])
 
     def close(self) -> None:
         """Let go of this rank's mapping, which stays until its last view is gone. Idempotent."""

@@ -5,7 +5,7 @@ from typing import Literal, Protocol
 
 import torch
 
-from offload.stores.packing import Packing
+from offload.stores.packing import ALIGNMENT, Packing
 from weights.weight_file import StoreError as StoreError
 
 
@@ -21,8 +21,9 @@ class Store(Protocol):
     def view(self, unit: str) -> torch.Tensor | None:
         """The unit's packed bytes where they rest in host memory, uint8 (num_bytes,); None where they must be read."""
 
-    def read(self, unit: str, out: torch.Tensor) -> None:
-        """Fill `out`, uint8 (num_bytes,) in host memory, with the unit's packed bytes. Blocks; runs in any thread.
+    def read(self, unit: str, out: torch.Tensor, start: int = 0) -> None:
+        """Fill `out`, uint8 in host memory, with the unit's packed bytes from `start` on: all of them, or a stretch
+        between multiples of ALIGNMENT. Blocks; runs in any thread.
 
         Raises StoreError, naming file and tensor.
         """
@@ -38,3 +39,10 @@ def fill_host(store: Store, unit: str, out: torch.Tensor) -> None:
         store.read(unit, out)
     else:
         out.copy_(view)
+
+
+def check_stretch(packing: Packing, out: torch.Tensor, start: int) -> None:
+    """Tensors lie on multiples of ALIGNMENT, so that no stretch between two of these cuts an element."""
+    end = start + out.numel()
+    assert out.dtype == torch.uint8 and start % ALIGNMENT == 0
+    assert end == packing.num_bytes or (end < packing.num_bytes and end % ALIGNMENT == 0)

@@ -1,5 +1,6 @@
 """Offloaded components on the software accelerator: the bits of the CPU, nothing unordered, the memory of the bound."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 from torch import nn
 
 import offload
+from offload import StoreError
+from offload.engines import stream
 from offload.engines.stream import StreamEngine
 from tests import tiny
 from tests.distributed.placed import call, expect_stock_bits_in_both_scopes, opened, stock_bits
@@ -60,11 +63,18 @@ def test_ranks_offload_each_to_its_own_device(world: World, paths: dict[str, Pat
     assert {t.device for t in pipeline.stock.transformer.parameters()} == {world.device}
 
 
-@pytest.mark.parametrize("kind", ["page-locked", "staged"])
+@pytest.mark.parametrize("kind", ["page-locked", "staged", "staged in pieces"])
 @pytest.mark.parametrize("window", [1, 2, 3, "all"])
 @on_ranks(1, soft=True)
 def test_each_order_of_blocks_is_right_and_ordered(world: World, window: int, kind: str) -> None:
     torch.set_grad_enabled(False)
+    with pytest.MonkeyPatch.context() as patch:
+        if kind == "staged in pieces":
+            patch.setattr(stream, "STAGING_BYTES", 1024)
+        run_each_order(world, window, kind)
+
+
+def run_each_order(world: World, window: int, kind: str) -> None:
     for order, passes in ORDERS.items():
         plain, model = Stack(), Stack()
         store = memory_store(model, kind)
@@ -79,6 +89,41 @@ def test_each_order_of_blocks_is_right_and_ordered(world: World, window: int, ki
         assert torch.equal(model(x).cpu(), plain(example()))
         offload.offload(model, store, device=world.device).remove(torch.device("cpu"))
         assert torch.equal(model(example()), plain(example())), "also back to the CPU"
+
+
+@on_ranks(1, soft=True)
+def test_a_read_that_fails_half_way_leaves_no_copy_under_way(world: World) -> None:
+    """The error is told, the ring is freed, and its memory is another's at once."""
+    torch.set_grad_enabled(False)
+    model = Stack()
+    store = MemoryStore(model, views=False)
+    store.broken, store.breaks_at = {"blocks.2"}, 1024
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "STAGING_BYTES", 512)
+        offloaded = offload.offload(model, store, device=world.device, window=1)  # no other copy's end tells of it
+        for _ in range(2):
+            with pytest.raises(StoreError, match=r"blocks\.2"):
+                model(example().to(world.device))
+            offloaded.end()
+            gc.collect()  # the error's frames hold the ring's memory
+            torch.zeros(offloaded.bytes_of_ring, dtype=torch.uint8, device=world.device)  # takes what the ring had
+        store.broken = set()
+        assert torch.equal(model(example().to(world.device)).cpu(), Stack()(example()))
+        offloaded.remove()
+
+
+@on_ranks(1, soft=True)
+def test_all_components_are_staged_through_two_buffers_of_a_fixed_size(world: World) -> None:
+    torch.set_grad_enabled(False)
+    engine = offload.engine_for(world.device)
+    assert isinstance(engine, StreamEngine)
+    for _ in range(2):
+        model = wide_stack()
+        offload.offload(model, MemoryStore(model, views=False), device=world.device, engine=engine)
+        model(example().to(world.device))
+    sizes = [staging.buffer.numel() for staging in engine._staging if staging.buffer is not None]
+    assert sizes == [stream.STAGING_BYTES] * 2 and sum(sizes) == engine.staging_bytes
+    engine.close()
 
 
 @on_ranks(1, soft=True)

@@ -9,6 +9,7 @@ import torch
 
 from offload import Offloaded, offload
 from offload.binding import UnitWeights
+from offload.engines import stream
 from offload.engines.engine import done
 from offload.engines.stream import StreamEngine
 from offload.ring import Ring, Slot
@@ -31,6 +32,12 @@ ORDERS: dict[str, Sequence[Sequence[int | Sequence[int]]]] = {
     "nested": [[[0, 1], 2, [3, 4, 1]], [[0, 0], [1, 2, 3, 4, 0]]],
     "alternating": [[0, 1, 2, 3, 4], [0, 1, 3, 4]] * 3,
 }
+
+
+@pytest.fixture(autouse=True)
+def in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each unit goes through the staging buffers in several turns."""
+    monkeypatch.setattr(stream, "STAGING_BYTES", 1024)
 
 
 def units_by_weight(store: MemoryStore) -> dict[str, str]:

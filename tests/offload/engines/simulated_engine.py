@@ -262,12 +262,12 @@ class SimulatedEngine(StreamEngine):
         self.simulation.make(memory, self.simulation.actor, "staging")
         return memory
 
-    def _read(self, store: Store, unit: str, out: torch.Tensor) -> None:
+    def _read(self, store: Store, unit: str, out: torch.Tensor, start: int) -> None:
         with _disable_current_modes():
             staging = self.simulation.buffer_of(out)
             assert staging is not None
             self.simulation.write(staging, self.simulation.actor, None)
-            store.read(unit, out)
+            store.read(unit, out, start)
             staging.unit = unit
 
     def _transfer(self, source: torch.Tensor, target: torch.Tensor) -> None:

@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from offload.stores import disk
+from offload.stores import steps
 from offload.stores.disk import DiskStore
+from offload.stores.packing import views
 from offload.stores.store import StoreError
 from tests.offload.stores.store_files import Tensors, blockwise, contents, expect_equal, save, varied
 from weights.checkpoint import Checkpoint, CheckpointError, KeysDiffer, Library
@@ -33,7 +34,7 @@ def test_every_tensor_has_the_bits_in_the_files(tmp_path: Path, num_files: int) 
 def test_dtypes_are_converted_as_the_library_converts_them(
     tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk, "RUN_BYTES", 64)  # in several goes, and by rows
+    monkeypatch.setattr(steps, "RUN_BYTES", 64)  # in several goes, and by rows
     tensors = varied()
     wanted = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
     expect_equal(contents(DiskStore(Checkpoint(save(tmp_path, tensors)), blockwise(wanted))), wanted)
@@ -49,6 +50,33 @@ def test_permuted_tensors_keep_their_strides(tmp_path: Path) -> None:
     }
     units = {"": {name: torch.empty_strided(t.shape, t.stride(), device="meta") for name, t in wanted.items()}}
     expect_equal(contents(DiskStore(Checkpoint(tmp_path), units)), wanted)
+
+
+@pytest.mark.parametrize("piece", [512, 1536, 2**20])
+@pytest.mark.parametrize("run_bytes", [64, 32 * 2**20])
+def test_a_unit_is_read_in_pieces(tmp_path: Path, piece: int, run_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is stored, converted, and permuted; also what fits no piece, and what lies across two."""
+    monkeypatch.setattr(steps, "RUN_BYTES", run_bytes)
+    big = torch.randn(40, 30)
+    tensors = varied() | {"big": big, "double": big.double(), "conv": torch.randn(4, 6, 3, 3), "flipped": big.double()}
+    wanted = tensors | {
+        "double": tensors["double"].bfloat16(),
+        "conv": tensors["conv"].to(memory_format=torch.channels_last),
+        "flipped": big.t().contiguous().t(),
+    }
+    units = blockwise(tensors)
+    units[""] |= {
+        name: torch.empty_strided(wanted[name].shape, wanted[name].stride(), dtype=wanted[name].dtype, device="meta")
+        for name in ("double", "conv", "flipped")
+    }
+    store = DiskStore(Checkpoint(save(tmp_path, tensors, num_files=2)), units)
+    found: Tensors = {}
+    for unit, packing in store.packings.items():
+        out = torch.full((packing.num_bytes,), 0xA5, dtype=torch.uint8)
+        for start in range(0, packing.num_bytes, piece):
+            store.read(unit, out[start : start + piece], start)
+        found |= views(packing, out)
+    expect_equal(found, wanted)
 
 
 @pytest.mark.parametrize("stored_name", ["shared.weight", "embed.weight"])
@@ -71,6 +99,7 @@ def test_renamed_keys_and_variants_are_found(tmp_path: Path) -> None:
 def test_neighbours_in_the_file_are_read_in_one_go(tmp_path: Path) -> None:
     tensors = {f"blocks.{i}.{j}": torch.full((100,), i * 10.0 + j) for i in range(3) for j in range(8)}
     store = DiskStore(Checkpoint(save(tmp_path, tensors)), blockwise(tensors))
+    contents(store)
     assert [len(steps) for steps in store._steps.values()] == [1, 1, 1]
 
 
