@@ -7,7 +7,6 @@ other, one on each.
 
 import json
 import os
-import random
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 import torch.distributed as dist
 import yaml
 
+from runner.calls.randomness import set_global_generators
 from runner.config import load_config
 from runner.errors import UserError
 from runner.run import run
@@ -120,9 +120,7 @@ def _stock(case: Case, folder: Path) -> np.ndarray:
         call["class_labels" if isinstance(case.prompt, int) else "prompt"] = (
             [case.prompt] if isinstance(case.prompt, int) else case.prompt
         )
-    torch.manual_seed(SEED)
-    np.random.seed(SEED)
-    random.seed(SEED)
+    set_global_generators(SEED, torch.device("cpu"))  # some schedulers and autoencoders draw from these
     with torch.inference_mode():
         output = pipeline(**call, generator=torch.Generator("cpu").manual_seed(SEED), output_type="np")
     return np.asarray(output[0][0])

@@ -146,7 +146,9 @@ CASES = [
     Case("WanPipeline", _wan, CALL | {"guidance_scale_2": 3.0}),
     Case("WanImageToVideoPipeline", _wan_image_to_video, CALL_WITH_PICTURE, gap=FILES),
     Case("WanVideoToVideoPipeline", _wan_video_to_video, SIZE | GUIDED | {"video": CLIP, "strength": 0.8}, gap=FILES),
-    Case("WanVACEPipeline", _wan_vace, CALL | {"num_frames": 9, "video": CLIP, "reference_images": [PICTURE]}, gap=FILES),
+    Case(
+        "WanVACEPipeline", _wan_vace, CALL | {"num_frames": 9, "video": CLIP, "reference_images": [PICTURE]}, gap=FILES
+    ),
     Case(
         "WanAnimatePipeline",
         _wan_animate,
@@ -158,8 +160,6 @@ CASES = [
     Case("SkyReelsV2Pipeline", _skyreels, CALL),
     Case("SkyReelsV2ImageToVideoPipeline", _skyreels_image_to_video, CALL_WITH_PICTURE, gap=FILES),
     Case("SkyReelsV2DiffusionForcingPipeline", _skyreels_forcing, FORCING),
-    Case(
-        "SkyReelsV2DiffusionForcingImageToVideoPipeline", _skyreels_forcing, FORCING | {"image": PICTURE}, gap=FILES
-    ),
+    Case("SkyReelsV2DiffusionForcingImageToVideoPipeline", _skyreels_forcing, FORCING | {"image": PICTURE}, gap=FILES),
     Case("SkyReelsV2DiffusionForcingVideoToVideoPipeline", _skyreels_forcing, FORCING | {"video": CLIP}, gap=FILES),
 ]
