@@ -104,13 +104,15 @@ def _write_case(case: Case, folder: Path) -> None:
     (folder / "prompts.jsonl").write_text(json.dumps(line) + "\n")
     call = {key: value for key, value in case.call.items() if key not in with_files}
     job = {"prompts": str(folder / "prompts.jsonl"), "seed": SEED, "format": "npy", "call": replaced(call, str)}
-    (folder / "job.yaml").write_text(yaml.safe_dump({"model": {"path": str(folder / "model")}, "job": job}))
+    (folder / "job.yaml").write_text(
+        yaml.safe_dump({"model": {"path": str(folder / "model"), "dtype": case.dtype}, "job": job})
+    )
     os.rename(folder / "draft", folder / "model")
 
 
 def _stock(case: Case, folder: Path) -> np.ndarray:
     """What stock diffusers makes of the same directory and files: the first element of its first output."""
-    pipeline = load_stock(folder / "model")
+    pipeline = load_stock(folder / "model", getattr(torch, case.dtype))
 
     def read(file: File) -> Any:
         return read_as_stock(folder / file.name)

@@ -37,6 +37,7 @@ class Case:
     call: Mapping[str, Any]
     prompt: str | int | None = PROMPT
     needs: tuple[str, ...] = ()
+    dtype: str = "float32"
     stock: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     gap: str = ""
 

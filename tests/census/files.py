@@ -8,7 +8,7 @@ import numpy as np
 from diffusers.utils import load_image, load_video
 from PIL import Image
 
-SIZE = 32  # pixels; a multiple of 16, which video codecs like
+SIZE = 64  # pixels; the least that some pipelines take, and a multiple of 16, which video codecs like
 NUM_FRAMES = 9
 
 
