@@ -8,9 +8,9 @@ from offload.offloaded import Offloaded, is_offloaded, offloader_of
 from offload.placeholder import WeightAway
 from offload.stores.disk import DiskStore
 from offload.stores.host import HostStore
-from offload.stores.room import NoRoom
 from offload.stores.store import Store, StoreError
 from offload.units import OUTSIDE, find_aliases, plan_units
+from weights.room import NoRoom
 
 __all__ = [
     "OUTSIDE",

@@ -1,5 +1,6 @@
 """Weights that rest in host memory, one copy a node: every local rank maps the same bytes."""
 
+import mmap
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from itertools import accumulate
@@ -9,10 +10,10 @@ import torch
 
 from offload.stores.disk import DiskStore
 from offload.stores.packing import Packing, pack, views
-from offload.stores.room import require_room
 from offload.stores.shared_memory import SharedMemory
 from offload.stores.store import StoreError, check_stretch
 from weights.agreement import Group, on_all_ranks, on_first_rank, rank_in, size_of
+from weights.room import require_room
 
 _CPU = torch.device("cpu")
 
@@ -22,22 +23,27 @@ class HostStore:
 
     Made by `from_files` or `from_tensors`: collectives over `group`, the ranks of one node as `node_group` makes it
     (None: this process alone). An error on one rank is raised on all of them; NoRoom comes before any memory is taken.
-    `device` is where the weights will be copied to: where it can, each rank page-locks the memory for it.
+    `device` is where the weights will be copied to: where it can, each rank page-locks the memory for it. Where it
+    cannot, they are staged: `staging_bytes` is what the engines of these ranks take then, and room is asked for both.
     `component` is what error messages call it.
     """
 
     rest: Literal["host", "disk"] = "host"
     packings: Mapping[str, Packing]
 
-    def __init__(self, packings: Mapping[str, Packing], group: Group, component: str) -> None:
+    def __init__(
+        self, packings: Mapping[str, Packing], group: Group, device: torch.device, component: str, staging_bytes: int
+    ) -> None:
         """Room for the units, not filled yet."""
         self.packings = packings
-        sizes = [packing.num_bytes for packing in packings.values()]
-        self._starts = dict(zip(packings, accumulate(sizes, initial=0), strict=False))
-        # What reading from disk would take: one unit in use, and one on its way.
-        elsewhere = {"rest: disk": sum(sorted(sizes)[-2:])}
-        on_first_rank(lambda: require_room(sum(sizes), f"{component} (rest: host)", elsewhere), group)
-        self._memory: SharedMemory | None = SharedMemory(max(sum(sizes), 1), group)
+        # Whole pages each: what is page-locked in one call must not share a page with what is in another.
+        self._sizes = [-(-packing.num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE for packing in packings.values()]
+        self._starts = dict(zip(packings, accumulate(self._sizes, initial=0), strict=False))
+        # What reading from disk would take: where host and device are one, a unit in use and one on its way.
+        units_up = sum(sorted(self._sizes)[-2:]) if device.type == "cpu" else 0
+        needed, elsewhere = sum(self._sizes) + staging_bytes, {"rest: disk": units_up + staging_bytes}
+        on_first_rank(lambda: require_room(needed, f"{component} (rest: host)", elsewhere), group)
+        self._memory: SharedMemory | None = SharedMemory(max(sum(self._sizes), 1), group)
 
     @classmethod
     def from_files(
@@ -47,6 +53,7 @@ class HostStore:
         group: Group = None,
         device: torch.device = _CPU,
         component: str = "the component",
+        staging_bytes: int = 0,
     ) -> Self:
         """The weights of a DiskStore, which each rank opens; each reads its share of the bytes straight into place.
 
@@ -54,7 +61,7 @@ class HostStore:
         """
         with ExitStack() as stack:
             files: DiskStore = on_all_ranks(lambda: _opened(open_files, stack), group)
-            store = cls(files.packings, group, component)
+            store = cls(files.packings, group, device, component, staging_bytes)
             share, num_shares = rank_in(group), size_of(group)
             store._fill(lambda: files.read_share(store.view, share, num_shares), group, device)
         return store
@@ -68,6 +75,7 @@ class HostStore:
         group: Group = None,
         device: torch.device = _CPU,
         component: str = "the component",
+        staging_bytes: int = 0,
     ) -> Self:
         """The weights of a live module, where only a library can make them of what the files hold.
 
@@ -75,7 +83,8 @@ class HostStore:
         tensors by the module's names for them: each is copied, and converted to the dtype in `units`.
         """
         tensors = on_all_ranks(lambda: load() if rank_in(group) == 0 else {}, group)
-        store = cls({unit: pack(wanted) for unit, wanted in units.items()}, group, component)
+        packings = {unit: pack(wanted) for unit, wanted in units.items()}
+        store = cls(packings, group, device, component, staging_bytes)
         store._fill(lambda: store._copy(tensors), group, device)
         return store
 
@@ -101,7 +110,7 @@ class HostStore:
         assert memory is not None
         try:
             on_all_ranks(step, group)
-            on_all_ranks(lambda: memory.page_lock(device), group)  # which takes writable pages
+            on_all_ranks(lambda: memory.page_lock(device, self._sizes), group)  # which takes writable pages
             on_all_ranks(memory.protect, group)
         except BaseException:  # also Ctrl-C: nobody has this store yet who could close it
             self.close()

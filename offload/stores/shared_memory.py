@@ -7,16 +7,18 @@ import logging
 import mmap
 import os
 import tempfile
+import weakref
+from collections.abc import Sequence
 
 import torch
 
+from offload.stores.page_locks import PageLocks, chunks, runtime_of
 from weights.agreement import Group, on_all_ranks, on_first_rank, rank_in
 from weights.modes import refuse_inference_mode
 
 logger = logging.getLogger(__name__)
 
 _F_SEAL_FUTURE_WRITE = 0x0010  # of linux/fcntl.h; the fcntl module does not name it
-_HOST_REGISTER_PORTABLE = 1  # of cuda_runtime_api.h: page-locked for every context of the process
 
 
 class SharedMemory:
@@ -33,7 +35,8 @@ class SharedMemory:
 
     def __init__(self, num_bytes: int, group: Group) -> None:
         refuse_inference_mode("make shared memory")
-        self._fd, self._is_page_locked = -1, False
+        self._fd = -1
+        self._locks: PageLocks | None = None
         path = on_first_rank(lambda: self._create(num_bytes), group)
         try:
             on_all_ranks(lambda: self._open(path, num_bytes), group)
@@ -73,32 +76,30 @@ class SharedMemory:
         if libc.mprotect(start, length, mmap.PROT_READ) != 0:  # pages that are locked for a device stay locked
             raise OSError(ctypes.get_errno(), "mprotect of the shared weights")
 
-    def page_lock(self, device: torch.device) -> None:
+    def page_lock(self, device: torch.device, sizes: Sequence[int]) -> None:
         """Let the device copy from here at full speed while the host goes on; says so where it cannot.
 
-        Exactly this memory: torch's allocator of pinned memory would round it up to a power of two.
+        `sizes` of the stretches that are copied from, whole pages side by side. Exactly this memory is locked: torch's
+        allocator of pinned memory would round it up to a power of two.
         """
         if device.type == "cpu":
             return
         size = f"{self.bytes.numel() / 2**30:.2f} GiB of shared weights"
-        reason = f"there is no call for it on {device.type}"
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                error = torch.cuda.cudart().cudaHostRegister(
-                    self.bytes.data_ptr(), self.bytes.numel(), _HOST_REGISTER_PORTABLE
-                )
-            self._is_page_locked = int(error) == 0
-            reason = f"cudaHostRegister answered {error}"
-        if self._is_page_locked:
+        reason: str | None = f"there is no call for it on {device.type}"
+        if (runtime := runtime_of(device)) is not None:
+            self._locks = PageLocks(runtime)
+            reason = self._locks.lock(self.bytes.data_ptr(), chunks(sizes))
+            # Memory that is unmapped while it is locked would be taken for locked when its address is used again.
+            weakref.finalize(self, self._locks.unlock).atexit = False
+        if reason is None:
             logger.info("page-locked %s", size)
         else:
             logger.warning("%s stay pageable (%s): copies to the device are slower, and the host waits", size, reason)
 
     def close(self) -> None:
-        """Idempotent. No copy from here may be running."""
-        if self._is_page_locked:
-            torch.cuda.cudart().cudaHostUnregister(self.bytes.data_ptr())
-            self._is_page_locked = False
+        """Idempotent. Waits for copies from here."""
+        if self._locks is not None:
+            self._locks.unlock()
         self.bytes = torch.empty(0, dtype=torch.uint8)
         if self._fd >= 0:
             os.close(self._fd)

@@ -23,6 +23,7 @@ from runner.world import World, has_collectives
 from weights.agreement import Group, group_of, node_group, size_of
 from weights.checkpoint import KeysDiffer, few, weight_files
 from weights.files import FileError
+from weights.room import NoRoom, require_room
 
 T = TypeVar("T")
 _WHOLE = "whole, by its library"
@@ -40,12 +41,14 @@ class Loading:
 @dataclass(frozen=True)
 class Groups:
     """Who shares weights with whom: the mesh of sharded components, for messages between those that hold one copy of
-    them, and the ranks that map one node's host memory. `engine` brings the blocks of all offloaded components."""
+    them, and the ranks that map one node's host memory. `engine` brings the blocks of all offloaded components, and
+    those of a node take `staging_bytes` of host memory for it."""
 
     mesh: DeviceMesh | None = None
     in_step: Group = None
     node: Group = None
     engine: offload.CopyEngine | None = None
+    staging_bytes: int = 0
 
 
 def placement_of(name: str, config: RunConfig) -> PlacementConfig:
@@ -75,13 +78,25 @@ def build_groups(config: RunConfig, modules: Sequence[str], world: World) -> Gro
     configured = config.mesh.shard is not None or config.mesh.replicate is not None
     mesh = world.agreed(lambda: _mesh(config.mesh, world)) if sharded or configured else None
     offloaded = [p for p in placements if p.share is Share.replicate and p.rest is not Rest.device]
-    on_host = any(placement.rest is Rest.host for placement in offloaded)
+    node = node_group() if offloaded and world.size > 1 else None
+    engine = offload.engine_for(world.device) if offloaded else None
     return Groups(
         mesh if sharded else None,
         _in_step(mesh, world) if mesh is not None and sharded else None,
-        node_group() if on_host and world.size > 1 else None,
-        offload.engine_for(world.device) if offloaded else None,
+        node,
+        engine,
+        world.agreed(lambda: _room_to_stage(engine, size_of(node))) if engine else 0,
     )
+
+
+def _room_to_stage(engine: offload.CopyEngine, num_ranks: int) -> int:
+    """What the engines of a node's ranks take of its memory. Raises UserError where it is not there."""
+    needed = num_ranks * engine.staging_bytes
+    try:
+        require_room(needed, f"placement: the staging of what is offloaded, on {num_ranks} rank(s),", {})
+    except NoRoom as error:
+        raise UserError(str(error)) from error
+    return needed
 
 
 def _in_step(mesh: DeviceMesh, world: World) -> Group:
@@ -210,7 +225,12 @@ def _load_offloaded(
         return dict(loaded.state_dict())
 
     def filled() -> tuple[offload.Store, str]:
-        on_host: dict[str, Any] = {"group": groups.node, "device": world.device, "component": folder.name}
+        on_host: dict[str, Any] = {
+            "group": groups.node,
+            "device": world.device,
+            "component": folder.name,
+            "staging_bytes": groups.staging_bytes,
+        }
         try:
             if placement.rest is Rest.disk:
                 return open_files(), "block by block, whenever a block is wanted"

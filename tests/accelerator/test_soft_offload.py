@@ -11,12 +11,14 @@ import offload
 from offload import StoreError
 from offload.engines import stream
 from offload.engines.stream import StreamEngine
+from runner.errors import UserError
 from tests import tiny
 from tests.distributed.placed import call, expect_stock_bits_in_both_scopes, opened, stock_bits
 from tests.offload.memory_store import MemoryStore
 from tests.offload.offload_models import Stack, example
 from tests.offload.test_schedule_faults import ORDERS
 from tests.ranks import World, on_ranks
+from weights import room
 
 # Every component is offloaded so; the DiT keeps the resident blocks.
 ROWS = {
@@ -163,3 +165,15 @@ def wide_stack() -> Stack:
         block.up = nn.Linear(8, 1 << 15)
         block.down = nn.Linear(1 << 15, 8)
     return model
+
+
+@on_ranks(2, soft=True)
+def test_room_to_stage_is_asked_for_before_anything_is_loaded(world: World, paths: dict[str, Path]) -> None:
+    """128 MiB for two ranks; the tiny pipeline itself would fit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "available_room", lambda root: room.Room(100 * 2**20, "this test"))
+        refused = r"the staging of what is offloaded, on 2 rank\(s\), needs 0.12 GiB .* this test leaves 0.10 GiB"
+        for rest in ("host", "disk"):
+            with pytest.raises(UserError, match=refused):
+                opened(world, paths["flux"], f"placement.default.rest={rest}")
+        opened(world, paths["flux"])

@@ -19,7 +19,6 @@ import torch.distributed as dist
 from offload.stores.disk import DiskStore
 from offload.stores.host import HostStore
 from offload.stores.packing import views
-from offload.stores.room import NoRoom
 from offload.stores.shared_memory import SharedMemory
 from offload.stores.store import StoreError
 from tests.memory import peak_anonymous_memory
@@ -27,6 +26,7 @@ from tests.offload.stores.store_files import Tensors, blockwise, contents, expec
 from tests.offload.stores.store_ranks import Ranks, on_ranks, proportional_set_size
 from weights.agreement import node_group, on_all_ranks
 from weights.checkpoint import Checkpoint, CheckpointError, KeysDiffer
+from weights.room import NoRoom
 
 MIB = 2**20
 
@@ -93,10 +93,10 @@ def test_it_is_made_in_normal_mode() -> None:
 
 def test_a_device_that_cannot_lock_pages_is_named(caplog: pytest.LogCaptureFixture) -> None:
     memory = SharedMemory(2**20, None)
-    memory.page_lock(torch.device("cpu"))
+    memory.page_lock(torch.device("cpu"), [2**20])
     assert not caplog.records
     with caplog.at_level(logging.INFO):
-        memory.page_lock(torch.device("xpu"))
+        memory.page_lock(torch.device("xpu"), [2**20])
     assert "stay pageable (there is no call for it on xpu)" in caplog.text
 
 

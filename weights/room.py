@@ -1,4 +1,4 @@
-"""Whether host memory has room for a store, asked before it is filled: the kernel answers later, with a kill."""
+"""Whether host memory has room for weights, asked before it is taken: the kernel answers later, with a kill."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -31,6 +31,8 @@ def require_room(num_bytes: int, what: str, alternatives: Mapping[str, int], *, 
     fitting = [name for name, needed in alternatives.items() if needed <= room.num_bytes]
     others = ", ".join(f"{name} needs {_gib(needed)}" for name, needed in alternatives.items())
     fix = f"{fitting[0]} fits ({_gib(alternatives[fitting[0]])})" if fitting else f"nothing smaller fits ({others})"
+    if not alternatives:
+        fix = "start fewer ranks a node, or give them more"
     raise NoRoom(f"{what} needs {_gib(num_bytes)} of host memory, {room.bound} leaves {_gib(room.num_bytes)}: {fix}")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from offload.stores.room import NoRoom, available_room, require_room
+from weights.room import NoRoom, available_room, require_room
 
 GIB = 2**30
 V2_MOUNT = "31 23 0:28 {root} /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup rw,nsdelegate\n"
