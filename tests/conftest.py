@@ -36,7 +36,7 @@ def tiny_root(tmp_path_factory: pytest.TempPathFactory, worlds: Worlds) -> Path:
     if worlds.given is None:
         return root
     if worlds.given.rank == 0:
-        for name in tiny.FAMILIES:
+        for name in (*tiny.FAMILIES, *tiny.MODULAR):
             tiny.build(name, root)
     return worlds.given.shared(root)
 

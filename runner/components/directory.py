@@ -3,8 +3,8 @@
 import errno
 import inspect
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES, simple_get_class_obj
 from torch import nn
 
+from runner.components import modular
 from runner.components.files import check_files
 from runner.components.load import check_placement, placement_of
 from runner.components.needs import does_without, refuse_missing
@@ -36,15 +37,19 @@ class Directory:
     `classes`: of each component that is there, by its name; `settings`: the other arguments of the pipeline's
     constructor, None for a component that is not there. What the constructor does not take is left out, with the
     library's warning. One thing more is accepted: null for a component that the pipeline can do without.
+    `folders`: of the components whose folder does not have their name.
     """
 
     root: Path
     pipeline: Any
     classes: Mapping[str, type]
     settings: Mapping[str, Any]
+    folders: Mapping[str, Path] = field(default_factory=dict)
 
     def folder(self, name: str) -> Path:
         """Of a component: its own, or the root where it has none."""
+        if name in self.folders:
+            return self.folders[name]
         own = self.root / name
         return own if os.path.isdir(own) else self.root
 
@@ -60,17 +65,35 @@ def read_directory(root: Path) -> Directory:
     (both DiTs of Wan) from disk even where they are passed in.
     """
     with file_errors():
-        index = _read_index(root)
-        cls = _pipeline_class(root / INDEX, index)
-        with reading(f"{root / INDEX} does not fit {cls.__name__}"):
-            given, _, _ = cls.extract_init_dict(dict(index))
-        settings, listed = _told_apart(root / INDEX, cls, given)
-        classes = {name: _component_class(root, name, *entry) for name, entry in listed.items()}
-        refuse_missing(cls)
-        directory = Directory(root, cls, classes, settings)
-        for name in classes:
+        names = _names_in(root)
+        directory = _read_modular(root) if modular.INDEX in names and INDEX not in names else _read(root, names)
+        refuse_missing(directory.pipeline)
+        for name in directory.classes:
             _check_component(directory, name)
     return directory
+
+
+def _read(root: Path, names: Collection[str]) -> Directory:
+    if INDEX not in names:
+        raise UserError(f"model.path: {root} is not a diffusers directory: it holds no {INDEX}")
+    index = read_object(root / INDEX)
+    cls = _pipeline_class(root / INDEX, index)
+    with reading(f"{root / INDEX} does not fit {cls.__name__}"):
+        given, _, _ = cls.extract_init_dict(dict(index))
+    settings, listed = _told_apart(root / INDEX, cls, given)
+    classes = {name: _component_class(root / INDEX, name, *entry) for name, entry in listed.items()}
+    return Directory(root, cls, classes, settings)
+
+
+def _read_modular(root: Path) -> Directory:
+    file = root / modular.INDEX
+    index = read_object(file)
+    cls = modular.modular_class(file, index)
+    settings, listed = modular.told_apart(file, cls, index)
+    classes = {name: _component_class(file, name, spec.library, spec.class_name) for name, spec in listed.items()}
+    return Directory(
+        root, cls, classes, settings, {name: modular.folder_of(file, name, listed[name]) for name in listed}
+    )
 
 
 def check_placements(directory: Directory, config: RunConfig) -> None:
@@ -102,17 +125,14 @@ def _only_whole(config_file: Path) -> str | None:
     return f"{config_file} has a fusion_config: fused modules" if config.get("fusion_config") else None
 
 
-def _read_index(root: Path) -> dict[str, Any]:
+def _names_in(root: Path) -> set[str]:
     try:
-        names = {path.name for path in root.iterdir()}
+        return {path.name for path in root.iterdir()}
     except FileNotFoundError:
         base = "" if root.is_absolute() else f" (from {Path.cwd()}, the working folder; give the whole path elsewhere)"
         raise UserError(f"model.path: no directory {root}{base}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"model.path: {why_unreadable(root, error)}") from error
-    if INDEX not in names:
-        raise UserError(f"model.path: {root} is not a diffusers directory: it holds no {INDEX}")
-    return read_object(root / INDEX)
 
 
 def _pipeline_class(index_file: Path, index: Mapping[str, Any]) -> Any:
@@ -162,13 +182,13 @@ def _is_entry(entry: Any) -> bool:
     return isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)
 
 
-def _component_class(root: Path, name: str, library: str, class_name: str) -> type:
+def _component_class(index_file: Path, name: str, library: str, class_name: str) -> type:
     """A library from a file becomes an import: only known ones do."""
-    where = f"{root / INDEX}: {name} is a {library} {class_name}"
+    where = f"{index_file}: {name} is a {library} {class_name}"
     with reading(f"{where}, which cannot be imported"):
         known: Any = _LIBRARIES.get(library) or getattr(diffusers.pipelines, library, None)
     if not isinstance(known, ModuleType):
-        code = root / name / f"{library}.py"
+        code = index_file.parent / name / f"{library}.py"
         why = f"{code}, and code of a model is never run" if code.exists() else "which no library here provides"
         raise UserError(f"{where}, {why}")
     with reading(f"{where}, which cannot be imported"):

@@ -18,6 +18,7 @@ from runner.errors import UserError
 # resizes pictures (transformers takes its image processors from it), invisible_watermark writes into the result.
 DECIDING = ("ftfy", "bs4", "torchvision", "invisible_watermark")
 
+_PIPELINES = ("diffusers.pipelines.", "diffusers.modular_pipelines.")
 # A guarded import with its block, which no else follows.
 _GUARDED = re.compile(r"^if is_(\w+)_available\(\):\n((?:[ \t]+.*\n|\n)++)(?!else|elif)", re.MULTILINE)
 
@@ -51,12 +52,12 @@ def does_without(cls: type, name: str) -> bool:
 
 
 def _modules_of(cls: type) -> list[ModuleType]:
-    """Of the class and its parents, and those of its pipeline's functions that come from a neighbour."""
-    names = [one.__module__ for one in cls.__mro__]
+    """Of the class, its parents and its blocks, and those of its pipeline's functions that come from a neighbour."""
+    names = [one.__module__ for one in (*cls.__mro__, *getattr(cls, "block_classes", ()))]
     for name in list(names):
         values = vars(sys.modules[name]).values()
         names += [value.__module__ for value in values if isinstance(value, FunctionType)]
-    ours = [name for name in dict.fromkeys(names) if name.startswith("diffusers.pipelines.")]
+    ours = [name for name in dict.fromkeys(names) if name.startswith(_PIPELINES)]
     return [sys.modules[name] for name in ours if name in sys.modules]
 
 

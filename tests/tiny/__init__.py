@@ -13,6 +13,8 @@ from .family import TinyPipeline
 from .flux import FLUX
 from .hunyuanvideo import HUNYUANVIDEO
 from .ltx import LTX
+from .modular_anima import ANIMA
+from .modular_directory import call_modular, load_modular
 from .oracle import call_stock, load_stock, stock
 from .pixart import PIXART
 from .qwenimage import QWENIMAGE
@@ -20,11 +22,24 @@ from .sana import SANA
 from .sd3 import SD3
 from .wan import WAN, WAN22
 
-__all__ = ["FAMILIES", "TinyPipeline", "build", "call_stock", "load_stock", "stock"]
+__all__ = [
+    "FAMILIES",
+    "MODULAR",
+    "TinyPipeline",
+    "build",
+    "call_modular",
+    "call_stock",
+    "load_modular",
+    "load_stock",
+    "stock",
+]
 
 FAMILIES: dict[str, TinyPipeline] = {
     family.name: family for family in (FLUX, SD3, QWENIMAGE, WAN, WAN22, PIXART, DIT, HUNYUANVIDEO, LTX, SANA)
 }
+
+# Pipelines that diffusers puts together from blocks: their directories hold a modular_model_index.json.
+MODULAR: dict[str, TinyPipeline] = {family.name: family for family in (ANIMA,)}
 
 
 def build(name: str, root: Path) -> Path:
@@ -38,7 +53,7 @@ def build(name: str, root: Path) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))
     try:
-        FAMILIES[name].build(draft)
+        {**FAMILIES, **MODULAR}[name].build(draft)
         os.rename(draft, path)
     except OSError:
         if not path.exists():

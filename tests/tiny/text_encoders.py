@@ -14,6 +14,8 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -113,6 +115,20 @@ def gemma2_encoder(seed: int) -> tuple[GemmaTokenizer, Gemma2Model]:
         **_DECODER_SIZES,
     )
     return tokenizer, randomise(Gemma2Model(config), seed)
+
+
+def qwen3_encoder(seed: int) -> tuple[Qwen2Tokenizer, Qwen3Model]:
+    tokenizer = qwen2_tokenizer()
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        head_dim=8,
+        max_position_embeddings=256,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **_DECODER_SIZES,
+    )
+    return tokenizer, randomise(Qwen3Model(config), seed)
 
 
 def qwen_vl_encoder(seed: int) -> tuple[Qwen2Tokenizer, Qwen2_5_VLForConditionalGeneration]:
