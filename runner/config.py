@@ -84,7 +84,7 @@ def _option(help: str, **kwargs: Any) -> Any:
 
 @dataclass
 class ModelConfig:
-    path: str = _option("a diffusers directory (the one that holds model_index.json, or modular_model_index.json)", default="models/emoji-dit")
+    path: str = _option("a diffusers directory (with a model_index.json, or a modular one)", default="models/emoji-dit")
     dtype: DType = _option("float32, bfloat16 or float16", default=DType.float32)
 
 

@@ -4,7 +4,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,7 +68,7 @@ def blocks(document: Path) -> list[Block]:
 def commands(document: Path) -> Iterator[Command]:
     """Every command of the `sh` blocks, without the variables set before it and without comments."""
     all_blocks = blocks(document)
-    for block, following in zip(all_blocks, [*all_blocks[1:], None], strict=True):
+    for block, following in pairwise([*all_blocks, None]):
         if block.language != "sh":
             continue
         found = [words for line in _joined(block.text) if (words := _words(line))]
