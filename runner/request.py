@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from runner.errors import UserError
+from runner.inputs.input_file import described
 
 T = TypeVar("T")
 
@@ -15,9 +16,9 @@ class Request:
     """One picture or clip to make. `id` is a hash of everything that decides its bits; where it comes in the job
     (`number`) and what its file is called (`stem`) do not."""
 
-    prompt: str | int  # text, or a class label
+    prompt: str | int | None  # text, or a class label; None where the inputs say all
     seed: int = 0
-    call: Mapping[str, Any] = field(default_factory=dict)  # arguments of the pipeline's own call
+    call: Mapping[str, Any] = field(default_factory=dict)  # arguments of the pipeline's own call, files as InputFile
     lora: Mapping[str, float] = field(default_factory=dict)  # strength of each active adapter, in their order
     output_type: str = "pil"
     id: str = ""
@@ -29,7 +30,7 @@ class Request:
 
     def described(self) -> dict[str, Any]:
         """What a manifest line, a failure and a picture's own recipe say of the request."""
-        told = {"id": self.id, "prompt": self.prompt, "seed": self.seed, "call": dict(self.call)}
+        told = {"id": self.id, "prompt": self.prompt, "seed": self.seed, "call": described(self.call)}
         return told | ({"lora": dict(self.lora)} if self.lora else {})
 
 

@@ -21,9 +21,10 @@ from runner.health.last_line import LastLine
 from runner.health.stderr import say
 from runner.health.stop import StopFile
 from runner.health.watch import Limits, Watch, watching
+from runner.inputs.arguments import Arguments, arguments_of
 from runner.job.job import run_job
 from runner.job.prompts import Prompt
-from runner.job.requests import read_job, requests_of, settle
+from runner.job.requests import read_job, requests_of, settle, with_inputs
 from runner.media.sheet import contact_sheet
 from runner.output.folder import Folder
 from runner.output.job_folder import JobFolder, settle_recipe, taken
@@ -31,7 +32,7 @@ from runner.output.recipe import recipe_of
 from runner.output.write import write_whole
 from runner.pipeline.adapters import recipe_of_lora
 from runner.pipeline.open import open_pipeline
-from runner.pipeline.pipeline import Pipeline, check_arguments
+from runner.pipeline.pipeline import Pipeline
 from runner.progress import Progress
 from runner.report.explain import table
 from runner.report.run_json import Ending, measure, run_json
@@ -44,10 +45,10 @@ def run(config: RunConfig, world: World) -> int:
     """Make the job on the ranks of `world`. Returns the exit code (see ExitCode)."""
     with _watched(config, world) as watch:
         prompts = world.agreed(lambda: read_job(config.job))
-        world.agreed(lambda: _check_call(config))
+        prompts, call = with_inputs(prompts, config.job, world.agreed(lambda: _arguments(config)), world.control)
         weights = agreed_identity(config.model, world)
         adapters = world.agreed(lambda: recipe_of_lora(config.lora))
-        with taken(config.job, recipe_of(config, weights) | adapters, world) as folder:
+        with taken(config.job, recipe_of(config, weights, call) | adapters, world) as folder:
             watch.last_line.run_file = folder.run_file
             watch.stop_file.path = watch.stop_file.path or folder.files.stop
             config = replace(config, job=replace(config.job, output=str(folder.files.path)))
@@ -117,9 +118,9 @@ def _best_effort(what: str, write: Callable[[], None]) -> None:
         say(f"could not write {what}: {type(error).__name__}: {error}")
 
 
-def _check_call(config: RunConfig) -> None:
+def _arguments(config: RunConfig) -> Arguments:
     """Before the folder is looked at, where a misspelt argument would be another recipe. Refuses what is no model."""
-    check_arguments(read_directory(Path(config.model.path)).pipeline, config.job.call)
+    return arguments_of(read_directory(Path(config.model.path)).pipeline)
 
 
 def explain(config: RunConfig, world: World) -> int:

@@ -37,15 +37,15 @@ def main() -> None:
     config, world = RunConfig(model=ModelConfig(path=options.model)), World(0, 1, device)
     pipeline = open_pipeline(config, world)
     call = {"height": options.size, "width": options.size, "num_inference_steps": options.steps}
-    if "use_resolution_binning" in pipeline.arguments:  # PixArt and Sana would move the size to one they know.
+    if "use_resolution_binning" in pipeline.arguments.takes:  # PixArt and Sana would move the size to one they know.
         call["use_resolution_binning"] = False
-    pipeline.check_prompt(options.prompt, "--prompt")
-    pipeline.check_arguments(call, "call")
+    pipeline.arguments.check(call, "call")
+    pipeline.arguments.check_prompt(options.prompt, call, "--prompt")
 
     def bare(mode: Callable[[], AbstractContextManager[Any]]) -> Any:
         with mode():
             output = pipeline.stock(
-                **{pipeline.prompt_argument: [options.prompt]},
+                **pipeline.arguments.of_prompt(options.prompt),
                 **call,
                 generator=torch.Generator("cpu").manual_seed(options.seed),
                 output_type="np",

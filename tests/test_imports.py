@@ -18,8 +18,9 @@ PACKAGES = {
 # below its own, and from itself; rooms of one floor do not know each other.
 FLOORS = (
     {"errors"},
-    {"request"},
     {"reading"},
+    {"inputs"},
+    {"request"},
     {"config"},
     {"world", "progress"},
     {"output"},

@@ -8,7 +8,6 @@ and every bit of its arguments are the same; where the two part, the log ends an
 """
 
 import functools
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +26,7 @@ from runner.calls.steps import Steps
 from runner.components.component import Component
 from runner.components.resolver import enter
 from runner.health.stderr import say
+from runner.inputs.input_file import alike_text
 from runner.output.call_log import MAX_WAITING, CallLog, Record
 from runner.progress import Progress
 from runner.request import Request
@@ -130,7 +130,7 @@ class Replay:
     @contextmanager
     def request(self, request: Request, resume: Resume, generator: torch.Generator | None) -> Iterator[None]:
         """Around the pipeline's own call. When it is left, however, what was logged is on the disk."""
-        kind = json.dumps(dict(request.call), sort_keys=True, default=str)
+        kind = alike_text(request.call)
         wanted = True if resume.always or not resume.log.is_at_end else self._is_worth(kind)
         self._inside = _Inside(resume, generator, kind, wanted)
         self._steps.start()

@@ -25,7 +25,7 @@ _NO_NUMBER = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
 class Prompt:
     """One request: what to make, and how it differs from the job."""
 
-    text: str | int  # a prompt, or a class label
+    text: str | int | None  # a prompt, or a class label; None where a request is made of its inputs
     seed: int | None = None
     call: Mapping[str, Any] = field(default_factory=dict)  # call arguments that override the job's
     lora: Mapping[str, float] | None = None  # weights of adapters by name; None: those of the config
@@ -104,9 +104,7 @@ def _read_csv(path: Path, text: str) -> list[Prompt]:
 
 
 def _check_header(header: list[str], where: str) -> None:
-    """The header names each column once, the prompt's among them."""
-    if "prompt" not in header and "class_labels" not in header:
-        raise UserError(f"{where}: no 'prompt' column in the header {shown(header)}; name one column 'prompt'")
+    """The header names each column, and once."""
     names = [name for name in header if not name.startswith(COMMENT)]
     if "" in names or len(set(names)) < len(names):
         raise UserError(
@@ -138,8 +136,8 @@ def _prompt(row: Mapping[str, Any], where: str) -> Prompt:
     if label is not None:
         if not isinstance(label, int) or isinstance(label, bool):
             raise UserError(f"{where}: class_labels {shown(label)} is not an integer; give one class number")
-    elif not isinstance(text, str) or not text.strip():
-        found = "no prompt" if text is None or text == "" else f"prompt {shown(text)} is not text"
+    elif text is not None and (not isinstance(text, str) or not text.strip()):
+        found = "no prompt" if text == "" else f"prompt {shown(text)} is not text"
         raise UserError(f"{where}: {found}; give 'prompt' some text")
     if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
         raise UserError(f"{where}: seed {shown(seed)} is not an integer; give a whole number or leave it out")

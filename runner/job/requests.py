@@ -9,6 +9,10 @@ from typing import Any
 
 from runner.config import Format, JobConfig
 from runner.errors import UserError
+from runner.inputs.arguments import Arguments
+from runner.inputs.checked import checked
+from runner.inputs.input_file import files_in, identity
+from runner.inputs.named import named
 from runner.job.prompts import COMMENT, Prompt, read_prompts
 from runner.job.results import Failed, Made, Settled
 from runner.output.lines import Failure
@@ -17,6 +21,7 @@ from runner.output.write import slug
 from runner.pipeline.pipeline import Pipeline
 from runner.reading.values import check_seeds
 from runner.request import Request
+from weights.agreement import Group, on_all_ranks
 
 
 def read_job(job: JobConfig) -> list[Prompt]:
@@ -26,6 +31,8 @@ def read_job(job: JobConfig) -> list[Prompt]:
     """
     if job.prompts is not None:
         return read_prompts(Path(job.prompts))
+    if job.prompt is None and job.call:
+        return [Prompt(None)]  # made of its inputs, where the pipeline can
     prompts = job.prompt if isinstance(job.prompt, list) else [] if job.prompt is None else [job.prompt]
     if not prompts:
         raise UserError('nothing to make: set job.prompt="a rocket", or job.prompts=FILE')
@@ -35,10 +42,41 @@ def read_job(job: JobConfig) -> list[Prompt]:
     return [Prompt(prompt) for prompt in prompts]
 
 
+def with_inputs(
+    prompts: Sequence[Prompt], job: JobConfig, arguments: Arguments, group: Group
+) -> tuple[list[Prompt], Mapping[str, Any]]:
+    """The prompts and the job's call with every file that they name looked at, and what they are checked against the
+    pipeline's arguments. Nothing is loaded for it. Collective over `group`.
+
+    Paths are relative to the prompt file where they stand in one, else to the working folder. Each prompt's call is
+    then the whole of it. Raises UserError, saying where.
+    """
+
+    def read() -> list[Mapping[str, Any]]:
+        arguments.check(job.call)
+        calls = [_named(job.call, arguments, "job.call.", Path())]
+        base = Path() if job.prompts is None else Path(job.prompts).parent
+        for number, prompt in enumerate(prompts, 1):
+            where = prompt.where or f"prompt {number}"
+            arguments.check(prompt.call, f"{where}: ", f"; named {COMMENT}..., a column or field is left out")
+            calls.append(_named(prompt.call, arguments, f"{where}: ", base))
+        return calls
+
+    common, *own = checked(on_all_ranks(read, group), group)
+    whole = [replace(prompt, call={**common, **call}) for prompt, call in zip(prompts, own, strict=True)]
+    for number, prompt in enumerate(whole, 1):
+        arguments.check_prompt(prompt.text, prompt.call, prompt.where or f"prompt {number}")
+    return whole, common
+
+
+def _named(call: Mapping[str, Any], arguments: Arguments, where: str, base: Path) -> Mapping[str, Any]:
+    return {name: named(value, arguments.takes[name], f"{where}{name}", base, name) for name, value in call.items()}
+
+
 def requests_of(
     prompts: Sequence[Prompt], job: JobConfig, pipeline: Pipeline, recipe: Mapping[str, Any]
 ) -> list[Request]:
-    """Every request of the job, in order, checked against the pipeline's signature.
+    """Every request of the job, in order.
 
     `recipe` is what decides the pixels of all of them: the weights' identity and the dtype.
     """
@@ -46,11 +84,9 @@ def requests_of(
     output_type = "np" if job.format is Format.npy else "pil"
     for position, prompt in enumerate(prompts):
         where = prompt.where or f"prompt {position + 1}"
-        pipeline.check_prompt(prompt.text, where)
-        pipeline.check_arguments(prompt.call, f"{where}: ", f"; named {COMMENT}..., a column or field is left out")
         call = {**job.call, **prompt.call}
         lora = pipeline.adapters.choose(prompt.lora, where, call)
-        decides = {**recipe, "prompt": prompt.text, "call": call, "format": job.format.value}
+        decides = {**recipe, "prompt": prompt.text, "call": identity(call), "format": job.format.value}
         decides |= pipeline.adapters.identity(lora)
         first = job.seed if prompt.seed is None else prompt.seed
         check_seeds(first, job.images_per_prompt, f"{where}: seed")
@@ -58,10 +94,18 @@ def requests_of(
             text = json.dumps({**decides, "seed": seed}, sort_keys=True, default=str)
             id = hashlib.sha256(text.encode()).hexdigest()[:16]
             number = position * job.images_per_prompt + seed - first
-            stem = f"{number:04d}-{slug(prompt.text)}-{seed}"
+            stem = f"{number:04d}-{slug(_title(prompt.text, call))}-{seed}"
             # A request that is asked for twice is the same picture: made once, under its first number.
             requests.setdefault(id, Request(prompt.text, seed, call, lora, output_type, id, number, stem))
     return list(requests.values())
+
+
+def _title(prompt: str | int | None, call: Mapping[str, Any]) -> str | int:
+    """What a request's file is called by: its prompt, else its first text or file."""
+    if prompt is not None:
+        return prompt
+    texts = [value for name, value in call.items() if isinstance(value, str) and name.endswith("prompt")]
+    return next(iter([*texts, *(file.path.stem for file in files_in(call))]), "")
 
 
 def settle(requests: Sequence[Request], state: State, max_attempts: int) -> tuple[list[Settled], list[Request]]:

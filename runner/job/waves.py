@@ -1,11 +1,11 @@
 """Requests in waves: in each wave every team makes one, alike where teams must stay in step."""
 
-import json
 from collections import deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from runner.inputs.input_file import alike_text
 from runner.request import Request
 
 
@@ -81,10 +81,11 @@ class Waves:
 def alike_key(call: Mapping[str, Any]) -> str:
     """Equal for calls that make the same number of forwards of the same shapes.
 
-    Every argument counts as it is, but for two whose value decides less: of a negative prompt, whether there is one and
-    whether it is empty; of a guidance scale, on which side of 0 and 1 it lies (where pipelines turn guidance on).
+    Every argument counts as it is, but for three whose value decides less: of a negative prompt, whether there is one
+    and whether it is empty; of a guidance scale, on which side of 0 and 1 it lies (where pipelines turn guidance on);
+    of a file, its kind and its size in pixels, frames or numbers.
     """
-    return json.dumps({name: _what_decides(name, value) for name, value in call.items()}, sort_keys=True, default=str)
+    return alike_text({name: _what_decides(name, value) for name, value in call.items()})
 
 
 def _what_decides(name: str, value: Any) -> Any:

@@ -13,7 +13,7 @@ class _Line:
     """What every line says of its request."""
 
     id: str
-    prompt: str | int = ""
+    prompt: str | int | None = ""
     seed: int = 0
     call: Mapping[str, Any] = field(default_factory=dict)
     lora: Mapping[str, float] = field(default_factory=dict)

@@ -6,20 +6,23 @@ from typing import Any
 
 from runner.config import OnChange, RunConfig
 from runner.errors import UserError
+from runner.inputs.input_file import identity as identity_of
 from runner.output.folder import Folder
 from runner.output.write import parse_object, write_whole
 
 
-def recipe_of(config: RunConfig, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted key -> value. `identity` says what the weights are.
+def recipe_of(config: RunConfig, identity: Mapping[str, Any], call: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Dotted key -> value. `identity` says what the weights are, `call` is job.call once its files are looked at.
 
     Left out is what does not decide a request's pixels (placement, mesh, world size, part), and what each request says
     for itself (its prompt and its own fields): a longer prompt list is the same recipe.
     """
     job = config.job
-    call = {f"job.call.{name}": value for name, value in sorted(job.call.items())}
+    arguments = {
+        f"job.call.{name}": identity_of(value) for name, value in sorted((job.call if call is None else call).items())
+    }
     own = {"job.seed": job.seed, "job.format": job.format.value, "job.fps": job.fps}
-    recipe = {**{f"model.{name}": value for name, value in identity.items()}, **own, **call}
+    recipe = {**{f"model.{name}": value for name, value in identity.items()}, **own, **arguments}
     return json.loads(json.dumps(recipe, default=str))
 
 

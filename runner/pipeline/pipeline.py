@@ -1,7 +1,5 @@
 """Calls a stock diffusers pipeline, unmodified, over components that are placed."""
 
-import difflib
-import inspect
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -16,22 +14,12 @@ from runner.components.component import components_of
 from runner.components.load import Groups, Loading
 from runner.components.resolver import Decision, ExecutionMode, enter, resolve
 from runner.config import Leave, LoraConfig
-from runner.errors import UserError
+from runner.inputs.arguments import arguments_of
+from runner.inputs.decode import decoded
 from runner.pipeline.adapters import Adapters
 from runner.progress import Progress
 from runner.request import Request
 from runner.world import World
-
-# The runner sets these for each request.
-OWN_ARGUMENTS = {
-    "generator": "job.seed",
-    "output_type": "job.format",
-    "num_images_per_prompt": "job.images_per_prompt",
-    "num_videos_per_prompt": "job.images_per_prompt",
-    "return_dict": None,
-    "prompt": "job.prompt",
-    "class_labels": "job.prompt",
-}
 
 
 class WrittenOutsideInferenceMode(RuntimeError):
@@ -65,8 +53,7 @@ class Pipeline:
         decisions = resolve(self.components, leave)
         self._boundaries = Boundaries(self.components, decisions, world.device.type, self.lockstep, self.progress)
         self.replay: Replay | None = None
-        self.arguments = _arguments(type(stock))
-        self.prompt_argument = "prompt" if "prompt" in self.arguments else self.arguments[0]
+        self.arguments = arguments_of(type(stock))
 
     @property
     def decisions(self) -> Mapping[str, Decision]:
@@ -80,18 +67,6 @@ class Pipeline:
     @property
     def timings(self) -> Timings:
         return self._boundaries.timings
-
-    def check_arguments(self, call: Mapping[str, Any], where: str = "job.call.", advice: str = "") -> None:
-        """Refuse what the pipeline's own signature does not take, or what the runner sets."""
-        check_arguments(type(self.stock), call, where, advice)
-
-    def check_prompt(self, prompt: str | int, where: str) -> None:
-        """Text for a pipeline that takes a prompt, a whole number for one that takes class labels."""
-        if self.prompt_argument == "prompt" and not isinstance(prompt, str):
-            text = f"""on the command line, the text is job.prompt='"{prompt}"'"""
-            raise UserError(f"{where}: {type(self.stock).__name__} takes text, not the label {prompt}; {text}")
-        if self.prompt_argument != "prompt" and not isinstance(prompt, int):
-            raise UserError(f"{where}: {type(self.stock).__name__} takes a class label (a number), not {prompt!r}")
 
     def log_calls(self) -> Replay:
         """From now on, requests that are given a log go on where it ends."""
@@ -117,8 +92,8 @@ class Pipeline:
             self.adapters.set(request.lora)
             set_global_generators(request.seed, self.world.device)
             output = self._call_stock(
-                **{self.prompt_argument: [request.prompt]},
-                **request.call,
+                **self.arguments.of_prompt(request.prompt),
+                **decoded(request.call, self.world.device),
                 generator=generator,
                 output_type=request.output_type,
             )
@@ -151,25 +126,3 @@ class Pipeline:
         self._boundaries.close()
         if self._groups.engine is not None:
             self._groups.engine.close()
-
-
-def check_arguments(cls: type, call: Mapping[str, Any], where: str = "job.call.", advice: str = "") -> None:
-    """Raises UserError for what the pipeline class's own signature does not take, or what the runner sets.
-
-    `where` stands before an argument's name; `advice` says what else can be done about one that is not taken.
-    """
-    arguments = _arguments(cls)
-    for name in call:
-        if name in OWN_ARGUMENTS:
-            instead = OWN_ARGUMENTS[name]
-            raise UserError(
-                f"{where}{name} is set by the runner" + (f"; use {instead}" if instead else "; leave it out")
-            )
-        if name not in arguments:
-            near = difflib.get_close_matches(name, arguments, n=1, cutoff=0.0)[0]
-            raise UserError(f"{where}{name} is no argument of {cls.__name__}; the nearest is {near!r}{advice}")
-
-
-def _arguments(cls: Any) -> list[str]:
-    parameters = inspect.signature(cls.__call__).parameters
-    return [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD and name != "self"]

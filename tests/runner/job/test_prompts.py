@@ -9,7 +9,7 @@ import torch
 from runner.config import load_config
 from runner.errors import UserError
 from runner.job.prompts import Prompt, read_prompts
-from runner.job.requests import requests_of
+from runner.job.requests import requests_of, with_inputs
 from runner.pipeline.open import open_pipeline
 from runner.world import World
 
@@ -62,7 +62,6 @@ def test_csv_class_labels(tmp_path: Path) -> None:
         ("p.txt", b"ok\n\xff\xfe", 2, "not UTF-8"),
         ("p.jsonl", '{"prompt": "a"}\n{oops', 2, "not JSON"),
         ("p.jsonl", "\n[1]", 2, "not an object"),
-        ("p.jsonl", '{"seed": 1}', 1, "no prompt"),
         ("p.jsonl", '{"prompt": ""}', 1, "no prompt"),
         ("p.jsonl", '{"prompt": 3}', 1, "not text"),
         ("p.jsonl", '{"prompt": "a", "class_labels": 3}', 1, "both"),
@@ -70,11 +69,9 @@ def test_csv_class_labels(tmp_path: Path) -> None:
         ("p.jsonl", '{"prompt": "a", "seed": true}', 1, "seed True"),
         ("p.jsonl", '{"prompt": "a", "seed": 1.5}', 1, "seed 1.5"),
         ("p.jsonl", '{"prompt": "a", "seed": 18446744073709551616}', 1, "seed"),
-        ("p.csv", "text,seed\na,1\n", 1, "no 'prompt' column"),
         ("p.csv", "prompt,seed,seed\na,1,2\n", 1, "named twice"),
         ("p.csv", 'prompt,seed\n"a\nb",1\nc,d,2\n', 4, "3 columns"),
         ("p.csv", "prompt,seed\na,x\n", 2, "seed 'x'"),
-        ("p.csv", "prompt,seed\n,4\n", 2, "no prompt"),
         ("p.csv", 'prompt,seed\n"a,4\n', 2, "not CSV"),
         ("p.txt", "a cat\na dog\n".encode("utf-16"), 1, "not UTF-8"),
         ("p.txt", "a cat\na dog\n".encode("utf-16-le"), 1, "a NUL character; save the file as UTF-8, not UTF-16"),
@@ -153,8 +150,12 @@ def test_planning_names_the_line_of_what_is_wrong_for_the_pipeline(tmp_path: Pat
         ("p.csv", "prompt,guidance\na,\nb,2\n", r"p\.csv:3: guidance is no argument of .*'guidance_scale'; named #"),
         ("p.jsonl", '{"prompt": "a", "generator": 1}', r"p\.jsonl:1: generator is set by the runner"),
         ("p.jsonl", '{"class_labels": 3}', r"""p\.jsonl:1: .* takes text, not the label 3"""),
+        ("p.jsonl", '{"seed": 1}', r"p\.jsonl:1: no prompt; give 'prompt' a value"),
+        ("p.csv", "prompt,seed\n,4\n", r"p\.csv:2: no prompt"),
+        ("p.csv", "text,seed\na,1\n", r"p\.csv:2: text is no argument"),
         ("p.jsonl", '{"prompt": "a", "seed": 18446744073709551615}', r"p\.jsonl:1: seed is 18446744073709551615 to"),
     ):
         prompts = read_prompts(_file(tmp_path, name, content))
         with pytest.raises(UserError, match=says):
+            prompts, _ = with_inputs(prompts, config.job, pipeline.arguments, None)
             requests_of(prompts, config.job, pipeline, {})

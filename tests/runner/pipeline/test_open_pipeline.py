@@ -118,9 +118,9 @@ def test_refuses_to_open_in_inference_mode(model: Path) -> None:
 def test_arguments_are_checked_against_the_pipelines_signature(model: Path) -> None:
     pipeline = opened(model)
     with pytest.raises(UserError, match="nearest is 'guidance_scale'"):
-        pipeline.check_arguments({"guidence_scale": 3})
+        pipeline.arguments.check({"guidence_scale": 3})
     with pytest.raises(UserError, match=r"job\.seed"):
-        pipeline.check_arguments({"generator": 3})
+        pipeline.arguments.check({"generator": 3})
 
 
 @pytest.mark.parametrize("name", tiny.FAMILIES)

@@ -1,0 +1,1 @@
+"""Files as arguments of a call: named, checked before weights are loaded, read when their request is made."""
