@@ -114,8 +114,12 @@ def _spec(index_file: Path, name: str, said: Mapping[str, Any], origin: Any) -> 
     return Spec(str(library), str(class_name), subfolder, origin)
 
 
+def is_block(cls: Any) -> bool:
+    return isinstance(cls, type) and issubclass(cls, diffusers.ModularPipelineBlocks)
+
+
 def _are_blocks(cls: Any) -> bool:
-    return isinstance(cls, type) and issubclass(cls, diffusers.ModularPipelineBlocks) and bool(cls.block_classes)
+    return is_block(cls) and bool(cls.block_classes)
 
 
 def _class_of(cls: Any, blocks_class: Any) -> type:
@@ -125,7 +129,7 @@ def _class_of(cls: Any, blocks_class: Any) -> type:
     made = {name: spec.default_creation_method == "from_config" for name, spec in specs.items()}
     fields = {
         "blocks_class": blocks_class,
-        "block_classes": tuple({type(block) for block in _all(blocks)}),
+        "block_classes": tuple({parent for block in _all(blocks) for parent in type(block).__mro__}),
         "parts": made,
         "settings": tuple(spec.name for spec in blocks.expected_configs),
         "model_cpu_offload_seq": "->".join(order_of(blocks)),
@@ -139,7 +143,7 @@ class _Stock:
     """What a modular pipeline's class lacks. Mixed in before it."""
 
     blocks_class: Any
-    block_classes: Sequence[type]  # of the blocks, and of those inside them
+    block_classes: Sequence[type]  # of the blocks and those inside them, with their parents
     parts: Mapping[str, bool]  # the components by name: whether the constructor makes it where it is not given
     settings: Sequence[str]
     _blocks: Any

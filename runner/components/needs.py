@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from textwrap import dedent
 from types import FunctionType, ModuleType
 
+from runner.components.modular import is_block
 from runner.errors import UserError
 
 # Where these are there, prompts or pictures become other ones: ftfy mends text, bs4 strips markup from it, torchvision
@@ -26,7 +27,7 @@ _GUARDED = re.compile(r"^if is_(\w+)_available\(\):\n((?:[ \t]+.*\n|\n)++)(?!els
 def refuse_missing(cls: type) -> None:
     """Raises UserError for a package that the pipeline class's code would use without being there."""
     for module in _modules_of(cls):
-        for package in _unguarded(module):
+        for package in _unguarded(module, _source_of(module, cls)):
             raise UserError(f"{cls.__name__} uses {package}, which is not installed: pip install {package}")
 
 
@@ -61,9 +62,18 @@ def _modules_of(cls: type) -> list[ModuleType]:
     return [sys.modules[name] for name in ours if name in sys.modules]
 
 
-def _unguarded(module: ModuleType) -> Iterator[str]:
-    """Packages that are not there, of `if is_x_available(): import x` without an else, asked once, whose x is used."""
+def _source_of(module: ModuleType, cls: type) -> str:
+    """Without the blocks that a modular pipeline does not have: a module holds those of all of a family's pipelines."""
     source = inspect.getsource(module)
+    unused = [one for one in vars(module).values() if is_block(one) and one not in getattr(cls, "block_classes", ())]
+    for one in unused:
+        if one.__module__ == module.__name__:
+            source = source.replace(inspect.getsource(one), "")
+    return source
+
+
+def _unguarded(module: ModuleType, source: str) -> Iterator[str]:
+    """Packages that are not there, of `if is_x_available(): import x` without an else, asked once, whose x is used."""
     for package, block in _GUARDED.findall(source):
         question = f"is_{package}_available"
         imports = [node for node in ast.walk(ast.parse(dedent(block))) if isinstance(node, ast.Import | ast.ImportFrom)]

@@ -15,6 +15,7 @@ from .hunyuanvideo import HUNYUANVIDEO
 from .ltx import LTX
 from .modular_anima import ANIMA
 from .modular_directory import call_modular, load_modular
+from .modular_of_classic import MODULAR_FLUX, MODULAR_QWENIMAGE, MODULAR_WAN22
 from .oracle import call_stock, load_stock, stock
 from .pixart import PIXART
 from .qwenimage import QWENIMAGE
@@ -39,7 +40,9 @@ FAMILIES: dict[str, TinyPipeline] = {
 }
 
 # Pipelines that diffusers puts together from blocks: their directories hold a modular_model_index.json.
-MODULAR: dict[str, TinyPipeline] = {family.name: family for family in (ANIMA,)}
+MODULAR: dict[str, TinyPipeline] = {
+    family.name: family for family in (ANIMA, MODULAR_FLUX, MODULAR_QWENIMAGE, MODULAR_WAN22)
+}
 
 
 def build(name: str, root: Path) -> Path:

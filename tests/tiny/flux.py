@@ -1,6 +1,7 @@
 """FLUX.1: guidance-distilled, so one forward a step, over double and then single blocks."""
 
 from pathlib import Path
+from typing import Any
 
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
@@ -10,7 +11,7 @@ from .text_encoders import TEXT_DIM, clip_encoder, t5_encoder
 from .weights import randomise
 
 
-def build(path: Path) -> None:
+def parts() -> dict[str, Any]:
     tokenizer, text_encoder = clip_encoder(seed=1)
     tokenizer_2, text_encoder_2 = t5_encoder(seed=2)
     transformer = FluxTransformer2DModel(
@@ -24,15 +25,19 @@ def build(path: Path) -> None:
         guidance_embeds=True,
         axes_dims_rope=(2, 2, 4),
     )
-    FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae=image_vae(seed=3, shift_factor=0.1),
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        text_encoder_2=text_encoder_2,
-        tokenizer_2=tokenizer_2,
-        transformer=randomise(transformer, seed=4),
-    ).save_pretrained(path)
+    return {
+        "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        "vae": image_vae(seed=3, shift_factor=0.1),
+        "text_encoder": text_encoder,
+        "tokenizer": tokenizer,
+        "text_encoder_2": text_encoder_2,
+        "tokenizer_2": tokenizer_2,
+        "transformer": randomise(transformer, seed=4),
+    }
+
+
+def build(path: Path) -> None:
+    FluxPipeline(**parts()).save_pretrained(path)
 
 
 FLUX = TinyPipeline(

@@ -1,6 +1,7 @@
 """Qwen-Image: a vision-language model as text encoder, guidance in two forwards a step, a video autoencoder."""
 
 from pathlib import Path
+from typing import Any
 
 from diffusers import (
     AutoencoderKLQwenImage,
@@ -16,7 +17,7 @@ from .weights import randomise
 LATENT_CHANNELS = 4
 
 
-def build(path: Path) -> None:
+def parts() -> dict[str, Any]:
     tokenizer, text_encoder = qwen_vl_encoder(seed=1)
     vae = AutoencoderKLQwenImage(
         base_dim=8,
@@ -36,13 +37,17 @@ def build(path: Path) -> None:
         joint_attention_dim=TEXT_DIM,
         axes_dims_rope=(2, 2, 4),
     )
-    QwenImagePipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae=randomise(vae, seed=2),
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        transformer=randomise(transformer, seed=3),
-    ).save_pretrained(path)
+    return {
+        "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        "vae": randomise(vae, seed=2),
+        "text_encoder": text_encoder,
+        "tokenizer": tokenizer,
+        "transformer": randomise(transformer, seed=3),
+    }
+
+
+def build(path: Path) -> None:
+    QwenImagePipeline(**parts()).save_pretrained(path)
 
 
 QWENIMAGE = TinyPipeline(

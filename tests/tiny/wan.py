@@ -1,6 +1,7 @@
 """Wan text-to-video: 2.1 with one transformer, 2.2 with a second one for the low-noise steps."""
 
 from pathlib import Path
+from typing import Any
 
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 
@@ -38,26 +39,28 @@ def _vae(seed: int) -> AutoencoderKLWan:
     return randomise(vae, seed)
 
 
-def _write(path: Path, *, transformer_2: WanTransformer3DModel | None, boundary_ratio: float | None) -> None:
+def parts() -> dict[str, Any]:
     tokenizer, text_encoder = umt5_encoder(seed=1)
-    WanPipeline(
-        tokenizer=tokenizer,
-        text_encoder=text_encoder,
-        vae=_vae(seed=2),
-        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
-        transformer=_transformer(seed=3),
-        transformer_2=transformer_2,
-        boundary_ratio=boundary_ratio,
-    ).save_pretrained(path)
+    return {
+        "tokenizer": tokenizer,
+        "text_encoder": text_encoder,
+        "vae": _vae(seed=2),
+        "scheduler": UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+        "transformer": _transformer(seed=3),
+    }
+
+
+def parts_of_wan22() -> dict[str, Any]:
+    """At the ratio of the released model the first of three steps is high-noise, the other two are low-noise."""
+    return {**parts(), "transformer_2": _transformer(seed=4), "boundary_ratio": 0.875}
 
 
 def build_wan21(path: Path) -> None:
-    _write(path, transformer_2=None, boundary_ratio=None)
+    WanPipeline(**parts(), transformer_2=None, boundary_ratio=None).save_pretrained(path)
 
 
 def build_wan22(path: Path) -> None:
-    """At the ratio of the released model the first of three steps is high-noise, the other two are low-noise."""
-    _write(path, transformer_2=_transformer(seed=4), boundary_ratio=0.875)
+    WanPipeline(**parts_of_wan22()).save_pretrained(path)
 
 
 _CALL = {
