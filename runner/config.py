@@ -24,7 +24,7 @@ from runner.request import parse_part
 
 LARGEST_FILE = 1 << 20  # bytes of a config file
 LONGEST = 10**9  # seconds: thirty years, where timers still take the number
-PATHS = ("model.path", ".prompts", ".output", "_file", "].path")
+PATHS = (".path", ".prompts", ".output", "_file")
 
 
 class Share(Enum):
@@ -86,6 +86,14 @@ def _option(help: str, **kwargs: Any) -> Any:
 class ModelConfig:
     path: str = _option("a diffusers directory (with a model_index.json, or a modular one)", default="models/emoji-dit")
     dtype: DType = _option("float32, bfloat16 or float16", default=DType.float32)
+    pipeline: str | None = _option(
+        "another class of diffusers over the same components, such as FluxImg2ImgPipeline", default=None
+    )
+
+
+@dataclass
+class ComponentConfig:
+    path: str | None = _option("a folder that the component comes from, or that adds one (a ControlNet)", default=None)
 
 
 @dataclass
@@ -98,6 +106,7 @@ class PlacementConfig:
     reshard_after_forward: bool = _option("free a sharded block after it ran; false keeps it gathered", default=True)
 
 
+_OF_A_COMPONENT = {"components": ComponentConfig, "placement": PlacementConfig}
 _KIND = {"share": "replicate", "rest": "device"}
 # The options that a placement has besides share and rest. What is not here cannot be built: sharded weights on disk.
 KNOBS: Mapping[tuple[str, str], tuple[str, ...]] = {
@@ -172,6 +181,7 @@ class JobConfig:
 @dataclass
 class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
+    components: dict[str, ComponentConfig] = field(default_factory=dict)
     placement: dict[str, PlacementConfig] = field(default_factory=lambda: {"default": PlacementConfig()})
     mesh: MeshConfig = field(default_factory=MeshConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
@@ -206,8 +216,8 @@ def to_yaml(config: RunConfig) -> str:
 def describe() -> Iterator[tuple[str, str, str]]:
     """Every key with its default and its one line of help."""
     for section in fields(RunConfig):
-        schema: Any = PlacementConfig if section.name == "placement" else section.type
-        prefix = "placement.<component>" if section.name == "placement" else section.name
+        schema: Any = _OF_A_COMPONENT.get(section.name, section.type)
+        prefix = f"{section.name}.<component>" if section.name in _OF_A_COMPONENT else section.name
         assert is_dataclass(schema)
         for option in fields(schema):
             key = f"{prefix}.{option.name}" + (".<argument>" if option.name == "call" else "")

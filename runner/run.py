@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch.profiler import ProfilerActivity, profile
 
-from runner.components.directory import read_directory
+from runner.components.directory import Directory, directory_of
 from runner.components.identity import agreed_identity
 from runner.config import JobConfig, RunConfig
 from runner.errors import ExitCode
@@ -21,7 +21,7 @@ from runner.health.last_line import LastLine
 from runner.health.stderr import say
 from runner.health.stop import StopFile
 from runner.health.watch import Limits, Watch, watching
-from runner.inputs.arguments import Arguments, arguments_of
+from runner.inputs.arguments import arguments_of
 from runner.job.job import run_job
 from runner.job.prompts import Prompt
 from runner.job.requests import read_job, requests_of, settle, with_inputs
@@ -45,14 +45,18 @@ def run(config: RunConfig, world: World) -> int:
     """Make the job on the ranks of `world`. Returns the exit code (see ExitCode)."""
     with _watched(config, world) as watch:
         prompts = world.agreed(lambda: read_job(config.job))
-        prompts, call = with_inputs(prompts, config.job, world.agreed(lambda: _arguments(config)), world.control)
-        weights = agreed_identity(config.model, world)
+        directory = world.agreed(lambda: directory_of(config))
+        _note_left_out(directory, world)
+        # Before the folder is looked at, where a misspelt argument would be another recipe.
+        arguments = world.agreed(lambda: arguments_of(directory.pipeline))
+        prompts, call = with_inputs(prompts, config.job, arguments, world.control)
+        weights = agreed_identity(directory, config, world)
         adapters = world.agreed(lambda: recipe_of_lora(config.lora))
         with taken(config.job, recipe_of(config, weights, call) | adapters, world) as folder:
             watch.last_line.run_file = folder.run_file
             watch.stop_file.path = watch.stop_file.path or folder.files.stop
             config = replace(config, job=replace(config.job, output=str(folder.files.path)))
-            return _run_in_folder(config, world, prompts, weights, folder, watch)
+            return _run_in_folder(config, world, directory, prompts, weights, folder, watch)
 
 
 @contextmanager
@@ -69,6 +73,7 @@ def _watched(config: RunConfig, world: World) -> Iterator[Watch]:
 def _run_in_folder(
     config: RunConfig,
     world: World,
+    directory: Directory,
     prompts: Sequence[Prompt],
     weights: dict[str, Any],
     folder: JobFolder,
@@ -79,7 +84,7 @@ def _run_in_folder(
         for note in folder.state.notes:
             say(f"{folder.files.path}: {note}")
     progress.doing("load")
-    pipeline = open_pipeline(config, world, progress=progress, show_bar=_shows_bar(world))
+    pipeline = open_pipeline(config, world, directory, progress=progress, show_bar=_shows_bar(world))
     part = parse_part(config.job.part)
     requests = world.agreed(lambda: part.of(requests_of(prompts, config.job, pipeline, weights)))
     world.check_same([request.id for request in requests], "the job (prompts, recipe or weights)")
@@ -118,9 +123,10 @@ def _best_effort(what: str, write: Callable[[], None]) -> None:
         say(f"could not write {what}: {type(error).__name__}: {error}")
 
 
-def _arguments(config: RunConfig) -> Arguments:
-    """Before the folder is looked at, where a misspelt argument would be another recipe. Refuses what is no model."""
-    return arguments_of(read_directory(Path(config.model.path)).pipeline)
+def _note_left_out(directory: Directory, world: World) -> None:
+    if directory.left_out and world.rank == 0:
+        names = ", ".join(directory.left_out)
+        say(f"{directory.root}: left out, since a {directory.pipeline.__name__} does not take it: {names}")
 
 
 def explain(config: RunConfig, world: World) -> int:

@@ -46,6 +46,7 @@ from lora import Edits, edits_of, read_adapter
 from offload import Offloaded, offloader_of
 from offload.ring import Slot
 from runner.components.load import build_groups, load_component
+from runner.components.source import Source
 from runner.config import LoraMode, PlacementConfig, Rest, RunConfig, Share
 from runner.pipeline.adapters import place_in
 from runner.world import World, joined_world
@@ -123,14 +124,12 @@ class _Bench:
         self._own = 0  # bytes of this rank's memory after the load
 
     def run(self, name: str, placement: PlacementConfig) -> None:
-        world, component = self._world, self._folder / "transformer"
+        world, source = self._world, Source("transformer", CLASS, self._folder / "transformer")
         groups = build_groups(RunConfig(placement={"default": placement}), ["transformer"], world)
         before = _own_bytes()
         made: list[nn.Module] = []
         _give_back_blocks_of(MIB)
-        self._load = self._cost(
-            lambda: made.append(load_component(CLASS, component, DTYPE, placement, world, groups)[0])
-        )
+        self._load = self._cost(lambda: made.append(load_component(source, DTYPE, placement, world, groups)[0]))
         (module,) = made
         self._own = _own_bytes()
         _give_back_blocks_of(8 * MIB)  # not the tiles of a merge: it would wait for new pages again and again
@@ -147,7 +146,7 @@ class _Bench:
         def edits(**active: float) -> Edits:
             return edits_of("transformer", adapters, active)
 
-        merged, offloaded = place_in(module, LoraMode.merge, world.device, component), offloader_of(module)
+        merged, offloaded = place_in(module, LoraMode.merge, world.device, source), offloader_of(module)
         self._row("merge A", [self._cost(lambda: merged.set(edits(A=1.0)))])
         steps = {"switch A -> B": (edits(A=1.0), edits(B=1.0)), "weight of B": (edits(B=1.0), edits(B=0.5))}
         for step, (start, end) in steps.items():
@@ -164,7 +163,7 @@ class _Bench:
             self._row("a pass, base", [self._cost(lambda: _fetch_all(offloaded)) for _ in range(self._rounds)])
 
         self._own = _own_bytes()  # with what merging keeps, which the next does not need
-        beside = place_in(module, LoraMode.dynamic, world.device, component)
+        beside = place_in(module, LoraMode.dynamic, world.device, source)
         for step, end in {"dynamic: A": edits(A=1.0), "dynamic: A -> B": edits(B=1.0)}.items():
             self._row(step, [self._cost(lambda end=end: beside.set(end))])  # type: ignore[misc]
 

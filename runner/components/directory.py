@@ -1,99 +1,150 @@
 """A diffusers directory on disk: what model_index.json lists, checked before anything is loaded."""
 
 import errno
-import inspect
 import os
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType
 from typing import Any
 
-import diffusers
-import transformers
-from diffusers import DiffusionPipeline
-from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES, simple_get_class_obj
-from torch import nn
-
 from runner.components import modular
+from runner.components.choosing import check_names, check_taken, chosen_pipeline
+from runner.components.classes import INDEX, component_class, pipeline_class
+from runner.components.constructor import Arguments, Entry, as_entry, parameters_of, told_apart
+from runner.components.elsewhere import class_elsewhere
 from runner.components.files import check_files
 from runner.components.load import check_placement, placement_of
-from runner.components.needs import does_without, refuse_missing
+from runner.components.needs import refuse_missing, refuse_unmakeable
 from runner.components.reading import file_errors, reading
-from runner.components.skeleton import library_of
-from runner.config import Rest, RunConfig, Share
+from runner.components.source import Source
+from runner.config import ComponentConfig, Rest, RunConfig, Share
 from runner.errors import UserError
 from weights.checkpoint import Checkpoint
 from weights.files import FileError, read_object, why_unreadable
 
-INDEX = "model_index.json"
-_LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
+NO_CHANGES: Mapping[str, ComponentConfig] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Directory:
-    """What a directory's model_index.json says, read as `DiffusionPipeline.from_pretrained` reads it.
+    """What a pipeline is put together from, read as `DiffusionPipeline.from_pretrained` reads it.
 
-    `classes`: of each component that is there, by its name; `settings`: the other arguments of the pipeline's
-    constructor, None for a component that is not there. What the constructor does not take is left out, with the
-    library's warning. One thing more is accepted: null for a component that the pipeline can do without.
-    `folders`: of the components whose folder does not have their name.
+    `sources`: each component that is there, by its name; `settings`: the other arguments of the pipeline's constructor,
+    None for a component that is not there; `left_out`: what the model lists and the pipeline does not take. One thing
+    more than there is accepted: null for a component that the pipeline can do without.
     """
 
     root: Path
     pipeline: Any
-    classes: Mapping[str, type]
+    sources: Mapping[str, Source]
     settings: Mapping[str, Any]
-    folders: Mapping[str, Path] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
-    def folder(self, name: str) -> Path:
-        """Of a component: its own, or the root where it has none."""
-        if name in self.folders:
-            return self.folders[name]
-        own = self.root / name
-        return own if os.path.isdir(own) else self.root
+    @property
+    def classes(self) -> dict[str, Any]:
+        return {name: source.cls for name, source in self.sources.items()}
 
     @property
     def modules(self) -> list[str]:
-        return [name for name, cls in self.classes.items() if issubclass(cls, nn.Module)]
+        return [name for name, source in self.sources.items() if source.is_module]
+
+    def folder(self, name: str) -> Path:
+        return self.sources[name].folder
 
 
-def read_directory(root: Path) -> Directory:
+def directory_of(config: RunConfig) -> Directory:
+    """The directory `model.path`, with the pipeline and the components that the settings choose."""
+    return read_directory(Path(config.model.path), pipeline=config.model.pipeline, components=config.components)
+
+
+def read_directory(
+    root: Path, *, pipeline: str | None = None, components: Mapping[str, ComponentConfig] = NO_CHANGES
+) -> Directory:
     """Read and check all that can be known without loading weights. Raises UserError that names the file and the fix.
 
-    The pipeline is put together from its parts rather than by `from_pretrained`: that one loads optional components
-    (both DiTs of Wan) from disk even where they are passed in.
+    `pipeline` names another class than the directory's own, over the same components; `components` says which of them
+    come from elsewhere.
     """
+    elsewhere = {name: Path(one.path) for name, one in components.items() if one.path is not None}
     with file_errors():
         names = _names_in(root)
-        directory = _read_modular(root) if modular.INDEX in names and INDEX not in names else _read(root, names)
+        if modular.INDEX in names and INDEX not in names:
+            directory = _read_modular(root, pipeline, components, elsewhere)
+        elif INDEX in names:
+            directory = _read(root, pipeline, components, elsewhere)
+        else:
+            raise UserError(f"model.path: {root} is not a diffusers directory: it holds no {INDEX}")
         refuse_missing(directory.pipeline)
-        for name in directory.classes:
-            _check_component(directory, name)
+        for source in directory.sources.values():
+            _check_source(root, source)
     return directory
 
 
-def _read(root: Path, names: Collection[str]) -> Directory:
-    if INDEX not in names:
-        raise UserError(f"model.path: {root} is not a diffusers directory: it holds no {INDEX}")
+def _read(
+    root: Path, pipeline: str | None, components: Mapping[str, ComponentConfig], elsewhere: Mapping[str, Path]
+) -> Directory:
     index = read_object(root / INDEX)
-    cls = _pipeline_class(root / INDEX, index)
-    with reading(f"{root / INDEX} does not fit {cls.__name__}"):
-        given, _, _ = cls.extract_init_dict(dict(index))
-    settings, listed = _told_apart(root / INDEX, cls, given)
-    classes = {name: _component_class(root / INDEX, name, *entry) for name, entry in listed.items()}
-    return Directory(root, cls, classes, settings)
+    own = pipeline_class(root / INDEX, index)
+    cls = own
+    if pipeline is not None:
+        entries = _arguments(root, own, index, {}).listed
+        cls = chosen_pipeline(pipeline, {name: _listed(root, name, entry).cls for name, entry in entries.items()})
+    check_names(cls, components)
+    found = _arguments(root, cls, index, elsewhere)
+    sources = {name: _listed(root, name, entry) for name, entry in found.listed.items()}
+    if cls is not own:
+        check_taken(root, cls, {name: source.cls for name, source in sources.items()})
+    for name, folder in elsewhere.items():
+        listed = _listed_class(root, index, name)
+        sources[name] = Source(name, class_elsewhere(name, folder, cls, listed), folder)
+    refuse_unmakeable(cls, found.settings, sources)
+    in_order = {name: sources[name] for name in parameters_of(cls) if name in sources}
+    return Directory(root, cls, in_order, found.settings, found.left_out)
 
 
-def _read_modular(root: Path) -> Directory:
+def _read_modular(
+    root: Path, pipeline: str | None, components: Mapping[str, ComponentConfig], elsewhere: Mapping[str, Path]
+) -> Directory:
     file = root / modular.INDEX
     index = read_object(file)
     cls = modular.modular_class(file, index)
+    if pipeline is not None:
+        raise UserError(f"model.pipeline: {root} is a modular {cls.__name__}, whose blocks no other class takes")
+    if unknown := next((name for name in components if name not in cls.parts), None):
+        raise UserError(f"components.{unknown}: a {cls.__name__} has no such component; it has {', '.join(cls.parts)}")
     settings, listed = modular.told_apart(file, cls, index)
-    classes = {name: _component_class(file, name, spec.library, spec.class_name) for name, spec in listed.items()}
-    return Directory(
-        root, cls, classes, settings, {name: modular.folder_of(file, name, listed[name]) for name in listed}
-    )
+    sources = {}
+    for name in cls.parts:
+        spec = listed.get(name)
+        known = None if spec is None else component_class(file, name, spec.library, spec.class_name)
+        if name in elsewhere:
+            sources[name] = Source(name, class_elsewhere(name, elsewhere[name], cls, known), elsewhere[name])
+        elif spec is not None and known is not None:
+            sources[name] = Source(name, known, modular.folder_of(file, name, spec))
+    settings = {name: value for name, value in settings.items() if name not in sources}
+    return Directory(root, cls, sources, settings)
+
+
+def _arguments(root: Path, cls: Any, index: Mapping[str, Any], elsewhere: Mapping[str, Path]) -> Arguments:
+    """By the library's own reading of an index, which would warn of what the class does not take; `left_out` tells."""
+    known = {name: value for name, value in index.items() if name.startswith("_") or name in parameters_of(cls)}
+    with reading(f"{root / INDEX} does not fit {cls.__name__}"):
+        given, _, _ = cls.extract_init_dict(known)
+    unknown = {name: value for name, value in index.items() if name not in known}
+    return told_apart(root / INDEX, cls, given | unknown, elsewhere)
+
+
+def _listed(root: Path, name: str, entry: Entry) -> Source:
+    own = root / name
+    cls = component_class(root / INDEX, name, *entry)
+    return Source(name, cls, own if os.path.isdir(own) else root)
+
+
+def _listed_class(root: Path, index: Mapping[str, Any], name: str) -> Any:
+    """The class that the directory itself has for a component, None where it has none."""
+    entry = as_entry(index.get(name))
+    return None if entry is None else _listed(root, name, entry).cls
 
 
 def check_placements(directory: Directory, config: RunConfig) -> None:
@@ -135,100 +186,16 @@ def _names_in(root: Path) -> set[str]:
         raise UserError(f"model.path: {why_unreadable(root, error)}") from error
 
 
-def _pipeline_class(index_file: Path, index: Mapping[str, Any]) -> Any:
-    name = index.get("_class_name")
-    if isinstance(name, list):
-        raise UserError(f"{index_file}: {name} is a pipeline of the directory's own, and code of a model is never run")
-    with reading(f"{index_file}: {name!r} cannot be imported"):
-        cls = getattr(diffusers, name, None) if isinstance(name, str) else None
-        _refuse_dummy(cls)
-    if not (isinstance(cls, type) and issubclass(cls, DiffusionPipeline) and cls is not DiffusionPipeline):
-        writer = index.get("_diffusers_version", "an unknown version")
-        raise UserError(
-            f"{index_file}: {name!r} is no pipeline of diffusers {diffusers.__version__}, which is installed; the "
-            f"directory was written by {writer}"
-        )
-    return cls
-
-
-def _told_apart(
-    index_file: Path, cls: Any, given: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, tuple[str, str]]]:
-    """The constructor's settings, and [library, class] of each component, by the rule of `from_pretrained`."""
-    parameters = {name: one for name, one in inspect.signature(cls.__init__).parameters.items() if name != "self"}
-    settings: dict[str, Any] = {}
-    listed: dict[str, tuple[str, str]] = {}
-    for name, one in parameters.items():
-        optional = name in cls._optional_components
-        if name not in given:
-            if one.default is inspect.Parameter.empty and one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL):
-                if not optional:
-                    raise UserError(f"{index_file} lists no {name}, which a {cls.__name__} needs")
-                settings[name] = None
-        elif one.default is not inspect.Parameter.empty and not optional:
-            settings[name] = given[name]
-        elif given[name] in (None, [None, None]):
-            if not optional and one.default is inspect.Parameter.empty and not does_without(cls, name):
-                raise UserError(f"{index_file}: {name} is null, and a {cls.__name__} does not work without")
-            settings[name] = None
-        elif _is_entry(given[name]):
-            listed[name] = given[name][0], given[name][1]
-        else:
-            raise UserError(f"{index_file}: {name} is {given[name]!r:.80}; a component is [library, class]")
-    return settings, listed
-
-
-def _is_entry(entry: Any) -> bool:
-    return isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)
-
-
-def _component_class(index_file: Path, name: str, library: str, class_name: str) -> type:
-    """A library from a file becomes an import: only known ones do."""
-    where = f"{index_file}: {name} is a {library} {class_name}"
-    with reading(f"{where}, which cannot be imported"):
-        known: Any = _LIBRARIES.get(library) or getattr(diffusers.pipelines, library, None)
-    if not isinstance(known, ModuleType):
-        code = index_file.parent / name / f"{library}.py"
-        why = f"{code}, and code of a model is never run" if code.exists() else "which no library here provides"
-        raise UserError(f"{where}, {why}")
-    with reading(f"{where}, which cannot be imported"):
-        try:
-            cls = simple_get_class_obj(library, class_name)  # which knows the names that classes had before
-        except AttributeError:
-            raise UserError(f"{where}, which is not installed: {library} has no such class") from None
-        _refuse_dummy(cls)
-    if not isinstance(cls, type) or not _is_loadable(cls, library):
-        raise UserError(f"{where}, which is no model, scheduler, tokenizer or processor")
-    return cls
-
-
-def _is_loadable(cls: type, library: str) -> bool:
-    """By the rule of `load_sub_model`; a pipeline inside a pipeline is not."""
-    if issubclass(cls, DiffusionPipeline) or not callable(getattr(cls, "from_pretrained", None)):
-        return False
-    if library not in _LIBRARIES:  # a module of diffusers.pipelines
-        return True
-    bases = [getattr(_LIBRARIES[library], name, None) for name in LOADABLE_CLASSES[library]]
-    return issubclass(cls, tuple(base for base in bases if isinstance(base, type)))
-
-
-def _refuse_dummy(cls: Any) -> None:
-    """What the libraries give in place of a class whose packages are not installed; being called, it names them."""
-    if type(cls).__name__ == "DummyObject":
-        cls()
-
-
-def _check_component(directory: Directory, name: str) -> None:
-    cls, folder = directory.classes[name], directory.folder(name)
+def _check_source(root: Path, source: Source) -> None:
     try:
-        check_files(cls, folder)
+        check_files(source.cls, source.folder)
     except FileError as error:
-        own = directory.root / name
-        if folder == own:
+        own = root / source.name
+        if source.folder != root:
             raise
-        missing = f"{directory.root} has no folder {name}, which {INDEX} lists: the download or copy is incomplete"
+        missing = f"{root} has no folder {source.name}, which {INDEX} lists: the download or copy is incomplete"
         raise UserError(
             why_unreadable(own, FileNotFoundError(errno.ENOENT, "")) if own.is_symlink() else missing
         ) from error
-    if issubclass(cls, nn.Module):
-        Checkpoint(folder, library_of(cls)).stored()
+    if source.is_module:
+        Checkpoint(source.folder, source.library, source.variant).stored()

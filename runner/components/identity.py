@@ -23,25 +23,23 @@ from diffusers import ConfigMixin
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from runner.components.directory import Directory, read_directory
+from runner.components.directory import Directory
 from runner.components.files import files_of
 from runner.components.needs import deciding
 from runner.components.reading import file_errors
-from runner.components.skeleton import library_of
-from runner.config import ModelConfig
+from runner.components.source import Source
+from runner.config import RunConfig
 from runner.errors import UserError
 from runner.world import World
-from weights.checkpoint import weight_files
 from weights.files import FileError, read_bytes, why_unreadable
 from weights.header import read_header
 
 _LIBRARIES = (torch, diffusers, transformers)
 
 
-def agreed_identity(model: ModelConfig, world: World) -> dict[str, Any]:
+def agreed_identity(directory: Directory, config: RunConfig, world: World) -> dict[str, Any]:
     """`identity`, and the dtype, the same on every rank. Collective; raises UserError that names what differs."""
-    root = Path(model.path)
-    mine = world.agreed(lambda: identity(read_directory(root), world.device.type) | {"dtype": model.dtype.value})
+    mine = world.agreed(lambda: identity(directory, world.device.type) | {"dtype": config.model.dtype.value})
     first, *others = world.gather(mine)
     for rank, other in enumerate(others, start=1):
         for key in sorted(first.keys() | other.keys()):
@@ -56,7 +54,7 @@ def agreed_identity(model: ModelConfig, world: World) -> dict[str, Any]:
 def identity(directory: Directory, device_type: str) -> dict[str, Any]:
     """Key -> value, a hash for each component. Raises UserError where a file cannot be read."""
     with file_errors():
-        components = {name: _digest(cls, directory.folder(name)) for name, cls in directory.classes.items()}
+        components = {name: _digest(source) for name, source in directory.sources.items()}
     packages = deciding(directory.pipeline)
     if any(_takes_pictures(cls) for cls in directory.classes.values()):
         packages["torchvision"] = transformers.utils.is_torchvision_available()
@@ -75,20 +73,20 @@ def _takes_pictures(cls: type) -> bool:
     return not issubclass(cls, nn.Module | ConfigMixin | PreTrainedTokenizerBase)
 
 
-def _digest(cls: type, folder: Path) -> str:
+def _digest(source: Source) -> str:
     """A hash of a component: its class, the files it is built from, and a sample of each weight file.
 
     Hashing 60 GB would take minutes at each start. A file's header, size and 64 chunks spread through it tell one
     checkpoint from another; a change of single values between the chunks goes unseen.
     """
-    digest = hashlib.sha256(cls.__name__.encode())
-    for file in files_of(cls, folder):
+    digest = hashlib.sha256(source.cls.__name__.encode())
+    for file in files_of(source.cls, source.folder):
         content = read_bytes(file)
-        digest.update(f"\0{file.relative_to(folder)}\0{len(content)}\0".encode() + content)
-    for file in weight_files(folder, library_of(cls)) if issubclass(cls, nn.Module) else ():
+        digest.update(f"\0{file.relative_to(source.folder)}\0{len(content)}\0".encode() + content)
+    for file in source.weight_files() if source.is_module else ():
         digest.update(f"\0{file.name}\0".encode())
-        for part in _sample(file):
-            digest.update(part)
+        for sample in _sample(file):
+            digest.update(sample)
     return digest.hexdigest()
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -16,12 +15,13 @@ import offload
 import sharding
 from runner.components.component import METHODS
 from runner.components.reading import reading
-from runner.components.skeleton import checkpoint_of, dtype_plan, library_of, skeleton, unused_keys
+from runner.components.skeleton import checkpoint_of, dtype_plan, skeleton, unused_keys
+from runner.components.source import Source
 from runner.config import KNOBS, MeshConfig, PlacementConfig, Rest, RunConfig, Share
 from runner.errors import UserError
 from runner.world import World, has_collectives
 from weights.agreement import Group, group_of, node_group, size_of
-from weights.checkpoint import KeysDiffer, few, weight_files
+from weights.checkpoint import KeysDiffer, few
 from weights.files import FileError
 from weights.room import NoRoom, require_room
 
@@ -119,42 +119,52 @@ def _mesh(mesh: MeshConfig, world: World) -> DeviceMesh:
 
 
 def load_component(
-    cls: Any, folder: Path, dtype: torch.dtype, placement: PlacementConfig, world: World, groups: Groups
+    source: Source, dtype: torch.dtype, placement: PlacementConfig, world: World, groups: Groups
 ) -> tuple[nn.Module, Loading]:
     """The component, loaded and placed. Collective; raises UserError on all ranks where any of them cannot."""
     start = perf_counter()
     if placement.share is Share.shard:
-        module, how, bytes_read = _load_sharded(cls, folder, dtype, placement, world, groups)
+        module, how, bytes_read = _load_sharded(source, dtype, placement, world, groups)
     elif placement.rest is not Rest.device:
-        module, how, bytes_read = _load_offloaded(cls, folder, dtype, placement, world, groups)
+        module, how, bytes_read = _load_offloaded(source, dtype, placement, world, groups)
     else:
-        module, unused = world.agreed(lambda: _load_noted(cls, folder, dtype))
+        module, unused = world.agreed(lambda: _load_noted(source, dtype))
         if any(tensor.device != world.device for tensor in (*module.parameters(), *module.buffers())):
             module = module.to(world.device)  # quantised ones are there already, and some refuse to be moved
-        how, bytes_read = _noted(_WHOLE, unused), _stored_bytes(cls, folder)
+        how, bytes_read = _noted(_WHOLE, unused), source.stored_bytes
     return module, Loading(how, bytes_read, perf_counter() - start)
 
 
-def load_whole(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
+def load_whole(source: Source, dtype: torch.dtype) -> nn.Module:
     """The component in allocator-aligned host memory, with every weight from its files.
 
     Loaded weights are views of the mapped file at odd offsets, and CPU kernels pick their instructions by alignment,
     which moves the last bit. A copy per tensor gives the same bits in every placement.
     """
-    return _load_noted(cls, folder, dtype)[0]
+    return _load_noted(source, dtype)[0]
 
 
-def _load_noted(cls: Any, folder: Path, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:
+def _load_noted(source: Source, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:
     """`load_whole`, and the stored keys that its library warns of because it has no use for them."""
-    module, info = from_pretrained(cls, folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
+    module, info = from_pretrained(source, dtype=dtype, use_safetensors=True, output_loading_info=True)
     for problem in ("missing_keys", "mismatched_keys"):
         if keys := sorted(map(str, info.get(problem, ()))):
-            raise UserError(f"{folder}: {problem.replace('_', ' ')} in the weights: {few(keys)}")
+            raise UserError(f"{source.folder}: {problem.replace('_', ' ')} in the weights: {few(keys)}")
     if getattr(module, "hf_quantizer", None) is None:  # what a quantised weight holds is its library's to move
-        with torch.no_grad():
-            for tensor in (*module.parameters(), *module.buffers()):
-                tensor.data = tensor.data.clone()
+        _align(module)
     return module.eval(), sorted(map(str, info.get("unexpected_keys", ())))
+
+
+def move_whole(module: nn.Module, device: torch.device) -> None:
+    """A module that something else made: on the device, in aligned memory."""
+    module.to(device)
+    _align(module)
+
+
+def _align(module: nn.Module) -> None:
+    with torch.no_grad():
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.data = tensor.data.clone()
 
 
 def _noted(how: str, unused: Sequence[str]) -> str:
@@ -162,20 +172,22 @@ def _noted(how: str, unused: Sequence[str]) -> str:
     return f"{how}; stored, but of no use to it: {few(unused)}" if unused else how
 
 
-def from_pretrained(cls: Any, folder: Path, **kwargs: Any) -> Any:
+def from_pretrained(source: Source, **kwargs: Any) -> Any:
     """Raises UserError where the library cannot.
 
     Code of the directory is never run: transformers, which takes the argument in all its classes, would otherwise ask
     on standard input (and a batch job may have a `yes |` there). diffusers runs none in its models and schedulers.
     """
-    if not issubclass(cls, ConfigMixin):
+    if not issubclass(source.cls, ConfigMixin):
         kwargs["trust_remote_code"] = False
-    with reading(f"{folder} cannot be loaded as a {cls.__name__}"):
-        return cls.from_pretrained(folder, local_files_only=True, **kwargs)
+    if source.variant is not None:
+        kwargs["variant"] = source.variant
+    with reading(f"{source.folder} cannot be loaded as a {source.cls.__name__}"):
+        return source.cls.from_pretrained(source.folder, local_files_only=True, **kwargs)
 
 
 def _load_sharded(
-    cls: Any, folder: Path, dtype: torch.dtype, placement: PlacementConfig, world: World, groups: Groups
+    source: Source, dtype: torch.dtype, placement: PlacementConfig, world: World, groups: Groups
 ) -> tuple[nn.Module, str, int]:
     """Each rank reads its slices only, unless the stored keys are not the module's own: then its library, which knows
     what to make of them, loads the component whole on every rank, and it is sharded right after."""
@@ -190,21 +202,21 @@ def _load_sharded(
         offload_to_host=to_host,
         forward_methods=METHODS,
     )
-    module, unused = world.agreed(lambda: _placed(folder, lambda: _empty_noted(cls, folder, dtype)))
-    module = world.agreed(lambda: _placed(folder, lambda: shard(module)))
+    module, unused = world.agreed(lambda: _placed(source.name, lambda: _empty_noted(source, dtype)))
+    module = world.agreed(lambda: _placed(source.name, lambda: shard(module)))
     try:
         report = sharding.load_sharded(
             module,
-            checkpoint_of(module, folder),
+            checkpoint_of(module, source),
             device=world.device,
             offload_to_host=to_host,
             group=world.control,
         )
         how, bytes_read = "each rank its slices", report.bytes_read
     except KeysDiffer as difference:
-        module, unused = world.agreed(lambda: _load_noted(cls, folder, dtype))
-        module = world.agreed(lambda: _placed(folder, lambda: shard(module)))
-        how, bytes_read = f"{_WHOLE}, then sharded: {difference}", _stored_bytes(cls, folder)
+        module, unused = world.agreed(lambda: _load_noted(source, dtype))
+        module = world.agreed(lambda: _placed(source.name, lambda: shard(module)))
+        how, bytes_read = f"{_WHOLE}, then sharded: {difference}", source.stored_bytes
     except FileError as error:  # the same on all ranks
         raise UserError(str(error)) from error
     sharding.prime(module)
@@ -212,23 +224,23 @@ def _load_sharded(
 
 
 def _load_offloaded(
-    cls: Any, folder: Path, dtype: torch.dtype, placement: PlacementConfig, world: World, groups: Groups
+    source: Source, dtype: torch.dtype, placement: PlacementConfig, world: World, groups: Groups
 ) -> tuple[nn.Module, str, int]:
     """The weights go from the files to where they rest; only resident blocks come to the device now."""
-    module, unused = world.agreed(lambda: _placed(folder, lambda: _empty_noted(cls, folder, dtype)))
+    module, unused = world.agreed(lambda: _placed(source.name, lambda: _empty_noted(source, dtype)))
     entry_points = ("forward", *METHODS)
     units, aliases = offload.plan_units(module, entry_points), offload.find_aliases(module)
-    open_files = partial(offload.DiskStore, checkpoint_of(module, folder), units, aliases=aliases)
+    open_files = partial(offload.DiskStore, checkpoint_of(module, source), units, aliases=aliases)
 
     def by_library() -> dict[str, torch.Tensor]:
-        loaded, unused[:] = _load_noted(cls, folder, dtype)
+        loaded, unused[:] = _load_noted(source, dtype)
         return dict(loaded.state_dict())
 
     def filled() -> tuple[offload.Store, str]:
         on_host: dict[str, Any] = {
             "group": groups.node,
             "device": world.device,
-            "component": folder.name,
+            "component": source.name,
             "staging_bytes": groups.staging_bytes,
         }
         try:
@@ -237,35 +249,35 @@ def _load_offloaded(
             return offload.HostStore.from_files(open_files, **on_host), "once a node, each rank its share"
         except KeysDiffer as difference:
             if placement.rest is Rest.disk:
-                raise UserError(f"placement.{folder.name}: rest=disk reads the files as they are, but {difference}; "
+                raise UserError(f"placement.{source.name}: rest=disk reads the files as they are, but {difference}; "
                                 "use rest=host") from difference  # fmt: skip
             store = offload.HostStore.from_tensors(units, by_library, **on_host)
             return store, f"{_WHOLE} on one rank a node: {difference}"
 
-    store, how = world.agreed(lambda: _placed(folder, filled))
+    store, how = world.agreed(lambda: _placed(source.name, filled))
     place = partial(
         offload.offload, module, store, device=world.device, engine=groups.engine, entry_points=entry_points
     )
     window: Any = placement.window
-    world.agreed(lambda: _placed(folder, lambda: place(window=window, resident_blocks=placement.resident_blocks)))
-    bytes_read = 0 if placement.rest is Rest.disk else _stored_bytes(cls, folder) // size_of(groups.node)
+    world.agreed(lambda: _placed(source.name, lambda: place(window=window, resident_blocks=placement.resident_blocks)))
+    bytes_read = 0 if placement.rest is Rest.disk else source.stored_bytes // size_of(groups.node)
     return module, _noted(how, unused), bytes_read
 
 
-def empty(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
+def empty(source: Source, dtype: torch.dtype) -> nn.Module:
     """The component without weights, each with the dtype it is to have."""
-    module = skeleton(cls, folder, dtype)
+    module = skeleton(source, dtype)
     sharding.set_dtype(module, dtype_plan(module, dtype))
     return module
 
 
-def _empty_noted(cls: Any, folder: Path, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:
+def _empty_noted(source: Source, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:
     """`empty`, and the stored keys that its library warns of because it has no use for them."""
-    module = empty(cls, folder, dtype)
-    return module, unused_keys(module, folder)
+    module = empty(source, dtype)
+    return module, unused_keys(module, source)
 
 
-def _placed(folder: Path, place: Callable[[], T]) -> T:
+def _placed(name: str, place: Callable[[], T]) -> T:
     """What placing refuses is the user's to change: too many resident blocks, too little memory, a damaged file."""
     try:
         return place()
@@ -274,8 +286,4 @@ def _placed(folder: Path, place: Callable[[], T]) -> T:
     except FileError as error:
         raise UserError(str(error)) from error
     except (ValueError, offload.StoreError) as error:
-        raise error if isinstance(error, UserError) else UserError(f"placement.{folder.name}: {error}") from error
-
-
-def _stored_bytes(cls: Any, folder: Path) -> int:
-    return sum(file.stat().st_size for file in weight_files(folder, library_of(cls)))
+        raise error if isinstance(error, UserError) else UserError(f"placement.{name}: {error}") from error

@@ -8,11 +8,13 @@ import ast
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from textwrap import dedent
 from types import FunctionType, ModuleType
+from typing import Any
 
 from runner.components.modular import is_block
+from runner.components.reading import reading
 from runner.errors import UserError
 
 # Where these are there, prompts or pictures become other ones: ftfy mends text, bs4 strips markup from it, torchvision
@@ -50,6 +52,54 @@ def does_without(cls: type, name: str) -> bool:
     """
     question = f"self.{name.replace('tokenizer', 'text_encoder')} is None"
     return any(question in inspect.getsource(module) for module in _modules_of(cls))
+
+
+def refuse_unmakeable(cls: type, settings: Mapping[str, Any], given: Collection[str]) -> None:
+    """Raises UserError where the constructor would make a component itself whose package is not installed.
+
+    Cosmos makes a safety checker where it is given none. Without its package diffusers has a class in its place that
+    raises when it is made; that is found here, before minutes of loading.
+    """
+    for name, made in made_by_constructor(cls, settings, given).items():
+        if made.__module__.startswith(_PIPELINES) and "ImportError" in inspect.getsource(made):
+            with reading(f"{cls.__name__} makes its {name} itself"):
+                made()
+
+
+def made_by_constructor(cls: type, settings: Mapping[str, Any], given: Collection[str]) -> dict[str, type]:
+    """Components that are not given and that the constructor then makes: `if x is None: x = Class()`, in its source."""
+    parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
+    values = {name: settings.get(name, one.default) for name, one in parameters.items() if name not in given}
+    tree = ast.parse(dedent(inspect.getsource(cls.__init__)))  # type: ignore[misc]
+    module = sys.modules[cls.__module__]
+    found = {}
+    for assigned in _assigned(tree.body[0].body, values):  # type: ignore[attr-defined]
+        target, call = assigned.targets[0], assigned.value
+        if isinstance(target, ast.Name) and isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
+            made = getattr(module, call.func.id, None)
+            if target.id in values and isinstance(made, type):
+                found[target.id] = made
+    return found
+
+
+def _assigned(body: list[ast.stmt], values: Mapping[str, Any]) -> Iterator[ast.Assign]:
+    """Assignments that are made with these arguments, below `if x`, `if x is None` and `if not isinstance(x, ...)`."""
+    for statement in body:
+        if isinstance(statement, ast.Assign):
+            yield statement
+        elif isinstance(statement, ast.If) and _holds(statement.test, values):
+            yield from _assigned(statement.body, values)
+
+
+def _holds(test: ast.expr, values: Mapping[str, Any]) -> bool:
+    match test:
+        case ast.Name(id=name):
+            return bool(values.get(name))
+        case ast.Compare(left=ast.Name(id=name), ops=[ast.Is()], comparators=[ast.Constant(value=None)]):
+            return name in values and values[name] is None
+        case ast.UnaryOp(op=ast.Not(), operand=ast.Call(func=ast.Name(id="isinstance"), args=[ast.Name(id=name), _])):
+            return name in values
+    return False
 
 
 def _modules_of(cls: type) -> list[ModuleType]:

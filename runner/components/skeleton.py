@@ -15,18 +15,20 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from runner.components.reading import reading
-from weights.checkpoint import Checkpoint, Library
+from runner.components.source import Source
+from weights.checkpoint import Checkpoint
 from weights.header import StoredTensor, stored_alike
 
 
-def skeleton(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
-    """The component that `cls.from_pretrained(folder, dtype=dtype)` would give, with meta parameters of its dtypes.
+def skeleton(source: Source, dtype: torch.dtype) -> nn.Module:
+    """The component that `from_pretrained` of its class would give, with meta parameters of its dtypes.
 
     Buffers are real: a constructor computes them (rotary tables, position embeddings), and on meta they would be lost.
     Names are tied where the files say so. Raises UserError for a configuration that the class does not take,
     CheckpointError for weight files that are bad.
     """
     default = torch.get_default_dtype()
+    cls, folder = source.cls, source.folder
     try:
         with (
             reading(f"{folder / 'config.json'} does not make a {cls.__name__}"),
@@ -41,7 +43,7 @@ def skeleton(cls: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     finally:
         torch.set_default_dtype(default)
     if isinstance(module, PreTrainedModel):
-        _tie_as_stored(module, checkpoint_of(module, folder).stored())
+        _tie_as_stored(module, checkpoint_of(module, source).stored())
         _set_generation_config(module, folder)
     return module.eval()
 
@@ -88,24 +90,19 @@ def dtype_plan(module: nn.Module, dtype: torch.dtype) -> Callable[[str], torch.d
     return lambda name: torch.float32 if kept.intersection(name.split(".")) else dtype
 
 
-def library_of(cls: type) -> Library:
-    """Whose rules say how a component of this class is stored."""
-    return Library.transformers if issubclass(cls, PreTrainedModel) else Library.diffusers
+def checkpoint_of(module: nn.Module, source: Source) -> Checkpoint:
+    """The component's files, as the library that built the module reads them."""
+    with reading(f"{source.folder / 'config.json'}: the stored names of a {type(module).__name__} are not known"):
+        return Checkpoint(source.folder, source.library, source.variant, _stored_name(module))
 
 
-def checkpoint_of(module: nn.Module, folder: Path) -> Checkpoint:
-    """The folder, as the library that built the module reads it."""
-    with reading(f"{folder / 'config.json'}: the stored names of a {type(module).__name__} are not known"):
-        return Checkpoint(folder, library_of(type(module)), rename=_stored_name(module))
-
-
-def unused_keys(module: nn.Module, folder: Path) -> list[str]:
+def unused_keys(module: nn.Module, source: Source) -> list[str]:
     """Stored keys that the module has no place for, and that its library warns of: not those on its own list.
 
     In diffusers a list of the class, in transformers a rule (`_adjust_missing_and_unexpected_keys`) that looks at keys
     as they are renamed.
     """
-    stored = checkpoint_of(module, folder).stored()
+    stored = checkpoint_of(module, source).stored()
     unused: Any = SimpleNamespace(missing_keys=set(), unexpected_keys=stored.keys() - module.state_dict().keys())
     if isinstance(module, PreTrainedModel):
         module._adjust_missing_and_unexpected_keys(unused)

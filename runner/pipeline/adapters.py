@@ -30,6 +30,7 @@ from lora import (
 from lora.settings import is_finite
 from runner.components.component import Component
 from runner.components.skeleton import checkpoint_of
+from runner.components.source import Source
 from runner.config import LoraConfig, LoraMode, adapter_name
 from runner.errors import UserError
 from runner.world import World
@@ -134,11 +135,15 @@ class Adapters:
 
 
 def open_adapters(
-    config: LoraConfig, components: Sequence[Component], pipeline_class: type, world: World, root: Path
+    config: LoraConfig,
+    components: Sequence[Component],
+    pipeline_class: type,
+    world: World,
+    sources: Mapping[str, Source],
 ) -> Adapters:
     """Read every configured adapter and check it against the components, which are not touched yet.
 
-    `root`: the diffusers directory that they came from. Raises UserError, naming the adapter and its keys.
+    `sources`: the files that these came from. Raises UserError, naming the adapter and its keys.
     """
     modules = {component.name: component.module for component in components}
     adapters: dict[str, Adapter] = {}
@@ -151,24 +156,24 @@ def open_adapters(
             raise UserError(f"lora {adapter_name(one)!r}: {error}") from error
     used = {name for adapter in adapters.values() for name in adapter.components}
     places = {
-        c.name: place_in(c.module, config.mode, world.device, root / c.name) for c in components if c.name in used
+        c.name: place_in(c.module, config.mode, world.device, sources[c.name]) for c in components if c.name in used
     }
     return Adapters(config, adapters, places)
 
 
-def place_in(module: nn.Module, mode: LoraMode, device: torch.device, folder: Path) -> Place:
-    """Where a module's adapters go, as its weights are placed now. They came from `folder`, unedited."""
+def place_in(module: nn.Module, mode: LoraMode, device: torch.device, source: Source) -> Place:
+    """Where a module's adapters go, as its weights are placed now. They came from its files, unedited."""
     if mode is LoraMode.dynamic:
         return BesideLayers(module, device)
     if (offloader := offload.offloader_of(module)) is not None:
         return _MergedOnTheWay(offloader)
-    return MergedWeights(module, base=_base_in(folder, module), device=device)
+    return MergedWeights(module, base=_base_in(source, module), device=device)
 
 
-def _base_in(folder: Path, module: nn.Module) -> ReadBase | None:
+def _base_in(source: Source, module: nn.Module) -> ReadBase | None:
     """None where only a library can make the weights of what the files hold."""
     try:
-        return StoredWeights(checkpoint_of(module, folder), tied_names(module)).read
+        return StoredWeights(checkpoint_of(module, source), tied_names(module)).read
     except FileError:
         return None
 

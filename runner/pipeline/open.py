@@ -1,17 +1,26 @@
 """Opens a diffusers directory: each component loaded and placed, and the stock pipeline put together from them."""
 
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from tqdm import tqdm
 
 import sharding
-from runner.components.directory import check_placements, read_directory
-from runner.components.load import Loading, build_groups, from_pretrained, load_component, placement_of
+from runner.components.directory import Directory, check_placements, directory_of
+from runner.components.load import (
+    Groups,
+    Loading,
+    build_groups,
+    from_pretrained,
+    load_component,
+    move_whole,
+    placement_of,
+)
 from runner.components.reading import reading
 from runner.config import Leave, RunConfig
 from runner.errors import UserError
@@ -22,40 +31,70 @@ from runner.world import World
 
 
 def open_pipeline(
-    config: RunConfig, world: World, *, progress: Progress | None = None, show_bar: bool = False
+    config: RunConfig,
+    world: World,
+    directory: Directory | None = None,
+    *,
+    progress: Progress | None = None,
+    show_bar: bool = False,
 ) -> Pipeline:
-    """Open the directory `model.path` and place each component as configured, in normal mode. Collective.
+    """Open the directory `model.path` (what was read of it already: `directory`), and place each component as
+    configured, in normal mode. Collective.
 
     Raises UserError on all ranks: not a diffusers directory, weights missing, pickled, damaged or of the wrong shape, a
     placement or a mesh that cannot be.
     """
     if torch.is_inference_mode_enabled():
         raise RuntimeError("open_pipeline inside inference_mode would make every weight an inference tensor")
-    root = Path(config.model.path)
-    directory = world.agreed(lambda: read_directory(root))
+    if directory is None:
+        directory = world.agreed(lambda: directory_of(config))
     world.agreed(lambda: check_placements(directory, config))
     groups = build_groups(config, directory.modules, world)
-    dtype = getattr(torch, config.model.dtype.value)
-    parts: dict[str, Any] = dict(directory.settings)
-    loadings: dict[str, Loading] = {}
-    # What has no weights comes first: a tokenizer that cannot be made is found before minutes of loading.
-    weights_last = sorted(directory.classes.items(), key=lambda item: issubclass(item[1], nn.Module))
-    for name, cls in tqdm(weights_last, desc="loading", unit="component", disable=not show_bar):
-        folder = directory.folder(name)
-        if issubclass(cls, nn.Module):
-            placement = placement_of(name, config)
-            parts[name], loadings[name] = load_component(cls, folder, dtype, placement, world, groups)
-        else:
-            parts[name] = world.agreed(partial(from_pretrained, cls, folder))
+    given, loadings = _load(directory, config, world, groups, show_bar)
     if groups.mesh is not None and config.execution.leave_inference is Leave.weights:
         _verify_modes(groups.mesh)
-    with reading(f"{root} does not make a {directory.pipeline.__name__}"):
-        stock = _on_device(directory.pipeline, world.device)(**parts)
+    with reading(f"{directory.root} does not make a {directory.pipeline.__name__}"):
+        stock = _on_device(directory.pipeline, world.device)(**directory.settings, **given)
     stock.set_progress_bar_config(disable=True)
+    loadings |= _take_made(stock, given, world.device)
     leave = config.execution.leave_inference
     pipeline = Pipeline(stock, world, leave, loadings=loadings, groups=groups, progress=progress)
-    pipeline.adapters = world.agreed(lambda: open_adapters(config.lora, pipeline.components, type(stock), world, root))
+    pipeline.adapters = world.agreed(
+        lambda: open_adapters(config.lora, pipeline.components, type(stock), world, directory.sources)
+    )
     return pipeline
+
+
+def _load(
+    directory: Directory, config: RunConfig, world: World, groups: Groups, show_bar: bool
+) -> tuple[dict[str, Any], dict[str, Loading]]:
+    dtype = getattr(torch, config.model.dtype.value)
+    loaded: dict[str, Any] = {}
+    loadings: dict[str, Loading] = {}
+    # What has no weights comes first: a tokenizer that cannot be made is found before minutes of loading.
+    weights_last = sorted(directory.sources.values(), key=lambda source: source.is_module)
+    for source in tqdm(weights_last, desc="loading", unit="component", disable=not show_bar):
+        if source.is_module:
+            placement = placement_of(source.name, config)
+            loaded[source.name], loadings[source.name] = load_component(source, dtype, placement, world, groups)
+        else:
+            loaded[source.name] = world.agreed(partial(from_pretrained, source))
+    return loaded, loadings
+
+
+def _take_made(stock: Any, given: Mapping[str, Any], device: torch.device) -> dict[str, Loading]:
+    """Modules that the constructor made itself are components as well: on the device, in aligned memory; their dtype is
+    the constructor's. Pipelines that it made inside compute where the outer one does."""
+    made = {}
+    for name, module in stock.components.items():
+        if isinstance(module, nn.Module) and module is not given.get(name):
+            move_whole(module, device)
+            made[name] = Loading(f"made by {type(stock).__name__} itself", 0, 0.0)
+    inside: list[Any] = [value for value in vars(stock).values() if isinstance(value, DiffusionPipeline)]
+    for inner in inside:
+        inner.__class__ = _on_device(type(inner), device)
+        inner.set_progress_bar_config(disable=True)
+    return made
 
 
 def _verify_modes(mesh: DeviceMesh) -> None:

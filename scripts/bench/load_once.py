@@ -24,6 +24,7 @@ import sharding
 from bench.textbook import textbook_shard
 from runner.components.load import load_whole
 from runner.components.skeleton import dtype_plan, skeleton
+from runner.components.source import Source
 from runner.world import World
 from weights.checkpoint import Checkpoint
 
@@ -83,7 +84,7 @@ def _measured(method: Method, folder: Path, world: World, mesh: DeviceMesh) -> L
 
 
 def _ours(folder: Path, world: World, mesh: DeviceMesh) -> tuple[nn.Module, int]:
-    module = skeleton(CLASS, folder, DTYPE)
+    module = skeleton(Source(folder.name, CLASS, folder), DTYPE)
     sharding.set_dtype(module, dtype_plan(module, DTYPE))
     sharding.shard(module, mesh)
     return module, sharding.load_sharded(module, Checkpoint(folder), device=world.device).bytes_read
@@ -91,7 +92,7 @@ def _ours(folder: Path, world: World, mesh: DeviceMesh) -> tuple[nn.Module, int]
 
 def _whole_then_shard(folder: Path, world: World, mesh: DeviceMesh) -> tuple[nn.Module, int]:
     """The runner's way for weights that only the library can read: a whole copy on each rank before it is sharded."""
-    return textbook_shard(load_whole(CLASS, folder, DTYPE), mesh), _stored(folder)
+    return textbook_shard(load_whole(Source(folder.name, CLASS, folder), DTYPE), mesh), _stored(folder)
 
 
 def _mapped_then_shard(folder: Path, world: World, mesh: DeviceMesh) -> tuple[nn.Module, int]:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from bench import offload_arms
 from offload import offloader_of
 from runner.components.load import Groups, load_component
+from runner.components.source import Source
 from runner.config import PlacementConfig, Rest
 from runner.world import World
 from weights.agreement import node_group
@@ -49,7 +50,8 @@ def _rank(connection: Connection, rank: int, size: int, meeting: str, folder: Pa
     before = psutil.Process().memory_full_info().pss
     dist.barrier()
     placement = PlacementConfig(rest=Rest.host)
-    model, _ = load_component(offload_arms.CLASS, folder, offload_arms.DTYPE, placement, world, groups)
+    source = Source(folder.name, offload_arms.CLASS, folder)
+    model, _ = load_component(source, offload_arms.DTYPE, placement, world, groups)
     offloaded = offloader_of(model)
     assert offloaded is not None
     for unit in offloaded.store.packings:  # each rank has every page mapped, as it has after one step

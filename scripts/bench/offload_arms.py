@@ -21,6 +21,7 @@ from bench import page_cache
 from offload import offloader_of
 from offload.offloaded import Offloaded
 from runner.components.load import Groups, load_component, load_whole
+from runner.components.source import Source
 from runner.config import PlacementConfig, Rest
 from runner.world import World
 
@@ -60,12 +61,12 @@ def build(name: str, folder: Path, own: Path, window: int) -> Arm:
 
 
 def _resident(folder: Path, _: Path, __: int) -> nn.Module:
-    return load_whole(CLASS, folder, DTYPE)
+    return load_whole(Source(folder.name, CLASS, folder), DTYPE)
 
 
 def _ours(rest: Rest, folder: Path, _: Path, window: int) -> nn.Module:
     placement = PlacementConfig(rest=rest, window=window)
-    return load_component(CLASS, folder, DTYPE, placement, World(0, 1, CPU), Groups())[0]
+    return load_component(Source(folder.name, CLASS, folder), DTYPE, placement, World(0, 1, CPU), Groups())[0]
 
 
 def _diffusers(folder: Path, own: Path, _: int) -> nn.Module:

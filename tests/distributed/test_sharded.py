@@ -84,7 +84,7 @@ def test_a_component_whose_stored_keys_are_renamed_loads_through_its_library(
     pipeline = opened(world, path, "placement.default.share=shard")
     assert {loading.how for loading in pipeline.loadings.values()} == {"each rank its slices"}
     known = load.checkpoint_of
-    load.checkpoint_of = lambda module, folder: replace(known(module, folder), rename=None)  # if nobody knew them
+    load.checkpoint_of = lambda module, source: replace(known(module, source), rename=None)  # if nobody knew them
     try:
         pipeline = opened(world, path, "placement.default.share=shard")
     finally:

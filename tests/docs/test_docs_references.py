@@ -15,7 +15,7 @@ from tests.docs.documents import BESIDE, DOCUMENTS, ROOT
 
 PACKAGES = ("runner", "weights", "sharding", "offload", "lora", "scripts", "tests")
 TOP = {path.name for path in ROOT.iterdir()} - {"outputs"}
-SETTING = re.compile(r"(model|placement|mesh|execution|lora|job)(\.[\w<>]+)+(=.*)?")
+SETTING = re.compile(r"(model|components|placement|mesh|execution|lora|job)(\.[\w<>]+)+(=.*)?")
 CALL = re.compile(r"([A-Za-z_][\w.]*)\(\)")
 # A step of a walk: its number, its file, what of the file is passed, and then what happens there.
 STEP = re.compile(r"[0-9]+\. `([\w/]+\.py)`((?:,? `[^`]+`)*): .*")

@@ -14,7 +14,8 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from runner.components.skeleton import checkpoint_of, library_of
+from runner.components.skeleton import checkpoint_of
+from runner.components.source import Source, library_of
 from runner.errors import UserError
 from sharding import build_mesh
 from tests import ranks
@@ -141,7 +142,7 @@ def placed(cls: type, path: Path, placement: str, mesh: DeviceMesh) -> float | N
     if placement in ("resident", "host"):
         assert loading.bytes_read == sum(file.stat().st_size for file in weight_files(path, library_of(cls)))
     state = state_of(module)
-    with closing(StoredWeights(checkpoint_of(module, path), tied_names(module))) as stored:
+    with closing(StoredWeights(checkpoint_of(module, Source(path.name, cls, path)), tied_names(module))) as stored:
         name = next(name for name, tensor in state.items() if tensor.ndim > 1)
         again = stored.read(name, slice(0, 1), slice(0, 1))
     assert again.flatten()[0].item() == value_of(state), "what is read again later is what was loaded"

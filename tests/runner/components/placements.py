@@ -9,6 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from runner.components.load import Groups, Loading, load_component
+from runner.components.source import Source
 from runner.config import PlacementConfig, Rest, Share
 from runner.world import World
 
@@ -26,7 +27,7 @@ def place(
 ) -> tuple[nn.Module, Loading]:
     """In a world of one; `mesh` for what is sharded."""
     world = World(0, 1, torch.device("cpu"))
-    return load_component(cls, path, dtype, PLACEMENTS[placement], world, Groups(mesh))
+    return load_component(Source(path.name, cls, path), dtype, PLACEMENTS[placement], world, Groups(mesh))
 
 
 def state_of(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -95,7 +95,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
     ),
     "a class that is no pipeline": (index(_class_name="AutoencoderKL"), r"'AutoencoderKL' is no pipeline of diffusers"),
     "the class of all pipelines": (index(_class_name="DiffusionPipeline"), r"'DiffusionPipeline' is no pipeline"),
-    "a class without its package": (index(_class_name="KolorsPipeline"), r"KolorsPipeline requires the sentencepiece"),
+    "a class without its package": (index(_class_name="OnnxStableDiffusionPipeline"), r"requires the onnxruntime"),
     "a pipeline of its own": (index(_class_name=["pipeline", "Mine"]), r"of the directory's own.*code.*never run"),
     "a component is missing": (
         index(vae=...),

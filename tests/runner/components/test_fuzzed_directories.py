@@ -26,6 +26,7 @@ from runner.components.files import check_files
 from runner.components.identity import identity
 from runner.components.load import from_pretrained
 from runner.components.reading import file_errors
+from runner.components.source import Source
 from runner.errors import UserError
 from tests import tiny
 from tests.memory import peak_anonymous_memory
@@ -218,4 +219,4 @@ def test_a_part_without_weights_is_built_or_refused(model: Path, name: str, data
     cls = read_directory(model).classes[file.parent.name]
     with restored(file, changed(document, changes, dropped)), in_one_line(), file_errors():
         check_files(cls, file.parent)
-        assert isinstance(from_pretrained(cls, file.parent), cls)
+        assert isinstance(from_pretrained(Source(file.parent.name, cls, file.parent)), cls)

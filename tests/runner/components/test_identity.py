@@ -16,9 +16,9 @@ import transformers
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from runner.components.directory import read_directory
+from runner.components.directory import directory_of, read_directory
 from runner.components.identity import agreed_identity, identity
-from runner.config import ModelConfig, OnChange, load_config
+from runner.config import OnChange, load_config
 from runner.errors import UserError
 from runner.output.folder import Folder
 from runner.output.recipe import choose_folder, differences, keep_recipe, recipe_of
@@ -186,8 +186,8 @@ def test_another_release_is_another_recipe_and_refused_by_its_key(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def recipe() -> dict[str, Any]:
-        alone = World(0, 1, torch.device("cpu"))
-        return recipe_of(load_config(None, [f"model.path={model}"]), agreed_identity(ModelConfig(str(model)), alone))
+        alone, config = World(0, 1, torch.device("cpu")), load_config(None, [f"model.path={model}"])
+        return recipe_of(config, agreed_identity(directory_of(config), config, alone))
 
     keep_recipe(Folder(tmp_path), recipe())
     assert choose_folder(iter([Folder(tmp_path)]), recipe(), OnChange.refuse) == Folder(tmp_path)
@@ -204,15 +204,20 @@ def test_ranks_have_the_same_or_are_told_what_differs(world: ranks.World) -> Non
     dist.barrier()
     ours = World(world.rank, world.size, world.device, dist.new_group(backend="gloo"))
     alone = World(0, 1, world.device)
-    agreed = agreed_identity(ModelConfig(str(root)), ours)
-    assert agreed == agreed_identity(ModelConfig(str(root)), alone), "the same for any number of ranks"
+
+    def agreed_on(model: Path, together: World) -> dict[str, Any]:
+        config = load_config(None, [f"model.path={model}"])
+        return agreed_identity(directory_of(config), config, together)
+
+    agreed = agreed_on(root, ours)
+    assert agreed == agreed_on(root, alone), "the same for any number of ranks"
     mine = world.tmp_path / f"rank{world.rank}"
     shutil.copytree(root, mine)
-    assert agreed_identity(ModelConfig(str(mine)), ours) == agreed
+    assert agreed_on(mine, ours) == agreed
     if world.rank == 1:
         other_values(mine / "vae" / "diffusion_pytorch_model.safetensors")
     with pytest.raises(UserError, match=r"model\.vae is not the same on all ranks: .* on rank 0, .* on rank 1; give"):
-        agreed_identity(ModelConfig(str(mine)), ours)
+        agreed_on(mine, ours)
 
 
 def test_settings_of_the_pipeline_count(tiny_root: Path, tmp_path: Path) -> None:

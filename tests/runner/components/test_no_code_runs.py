@@ -15,6 +15,7 @@ from transformers import CLIPImageProcessor, CLIPProcessor, PreTrainedTokenizerB
 from runner.components.directory import read_directory
 from runner.components.load import from_pretrained, load_whole
 from runner.components.skeleton import skeleton
+from runner.components.source import Source
 from runner.errors import UserError
 from tests import tiny
 from tests.tiny.tokenizers import clip_tokenizer, qwen2_tokenizer
@@ -50,7 +51,7 @@ def test_a_class_that_the_directory_brings_is_refused_without_a_question(
 ) -> None:
     a_processor(tmp_path / "processor", tmp_path)
     with pytest.raises(UserError, match=r"processor cannot be loaded.*custom code.*is never run here") as raised:
-        from_pretrained(CLIPProcessor, tmp_path / "processor")
+        from_pretrained(Source("processor", CLIPProcessor, tmp_path / "processor"))
     assert "trust_remote_code" not in str(raised.value) and "\n" not in str(raised.value)
     assert not ran()
     CLIPProcessor.from_pretrained(tmp_path / "processor")
@@ -66,8 +67,9 @@ def test_a_class_of_the_library_needs_no_code_and_gets_none(tmp_path: Path, ran:
     (tmp_path / "encoder" / "mine.py").write_text(code(tmp_path))
     (tmp_path / "encoder" / "custom_generate").mkdir()
     (tmp_path / "encoder" / "custom_generate" / "generate.py").write_text(code(tmp_path, "def generate(): pass"))
-    load_whole(Qwen2ForCausalLM, tmp_path / "encoder", torch.float32)
-    skeleton(Qwen2ForCausalLM, tmp_path / "encoder", torch.float32)
+    source = Source("encoder", Qwen2ForCausalLM, tmp_path / "encoder")
+    load_whole(source, torch.float32)
+    skeleton(source, torch.float32)
     assert not ran()
 
 
@@ -109,7 +111,7 @@ def test_pipelines_and_components_of_its_own_are_refused(
 def test_chat_templates_run_in_the_librarys_sandbox(tmp_path: Path, template: str) -> None:
     qwen2_tokenizer().save_pretrained(tmp_path)
     (tmp_path / "chat_template.jinja").write_text(template)
-    tokenizer: PreTrainedTokenizerBase = from_pretrained(type(qwen2_tokenizer()), tmp_path)
+    tokenizer: PreTrainedTokenizerBase = from_pretrained(Source("tokenizer", type(qwen2_tokenizer()), tmp_path))
     assert tokenizer.chat_template == template
     with pytest.raises((jinja2.exceptions.TemplateError, TypeError)) as raised:
         tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False)

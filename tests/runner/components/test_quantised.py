@@ -13,6 +13,7 @@ from transformers import Qwen2Config, Qwen2Model
 
 from runner.components.directory import check_placements, read_directory
 from runner.components.load import load_whole
+from runner.components.source import Source
 from runner.config import load_config
 from runner.errors import UserError
 from tests import tiny
@@ -69,7 +70,7 @@ def test_a_config_that_says_null_is_of_plain_weights(tiny_root: Path, tmp_path: 
 def test_where_it_stays_whole_the_package_is_named(tiny_root: Path, tmp_path: Path, name: str) -> None:
     directory = read_directory(configured(tiny_root, tmp_path, name, quantization_config=BNB))
     with pytest.raises(UserError, match=rf"{name} cannot be loaded.*bitsandbytes") as raised:
-        load_whole(directory.classes[name], directory.folder(name), torch.float32)
+        load_whole(directory.sources[name], torch.float32)
     assert "\n" not in str(raised.value) and "install" in str(raised.value)
 
 
@@ -88,6 +89,6 @@ def test_where_it_stays_whole_it_is_what_the_library_makes_of_it(tmp_path: Path)
     fp8 = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
     (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": fp8}))
     wanted = Qwen2Model.from_pretrained(tmp_path, dtype=torch.float32).state_dict()
-    found = load_whole(Qwen2Model, tmp_path, torch.float32).state_dict()
+    found = load_whole(Source("encoder", Qwen2Model, tmp_path), torch.float32).state_dict()
     assert found.keys() == wanted.keys() and not any("scale" in key for key in found)
     assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items())

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import sharding
 from runner.components.directory import read_directory
 from runner.components.load import load_whole
 from runner.components.skeleton import dtype_plan, skeleton
+from runner.components.source import Source
 from tests import tiny
 
 
@@ -22,10 +22,10 @@ def test_the_skeleton_of_each_component_is_what_its_library_builds(
 ) -> None:
     path = tiny.build(family, tiny_root)
     default = torch.get_default_dtype()
-    for name, cls in read_directory(path).classes.items():
-        if not issubclass(cls, nn.Module):
+    for name, source in read_directory(path).sources.items():
+        if not source.is_module:
             continue
-        loaded, built = load_whole(cls, path / name, dtype), skeleton(cls, path / name, dtype)
+        loaded, built = load_whole(source, dtype), skeleton(source, dtype)
         sharding.set_dtype(built, dtype_plan(built, dtype))
         expected = {key: (tensor.shape, tensor.dtype) for key, tensor in loaded.named_parameters()}
         assert {key: (tensor.shape, tensor.dtype) for key, tensor in built.named_parameters()} == expected, name
@@ -48,6 +48,6 @@ def test_a_model_that_generates_does_so_with_the_settings_of_its_folder(tmp_path
     if not own_file:
         (tmp_path / "generation_config.json").unlink()
     wanted = Qwen2ForCausalLM.from_pretrained(tmp_path).generation_config.to_dict()
-    built: Any = skeleton(Qwen2ForCausalLM, tmp_path, torch.float32)
+    built: Any = skeleton(Source("encoder", Qwen2ForCausalLM, tmp_path), torch.float32)
     assert built.generation_config.to_dict() == wanted
     assert (wanted["max_new_tokens"] == 5) == own_file
