@@ -52,11 +52,11 @@ def make_case(world: TestWorld, name: str) -> None:
         return
     if world.rank == 0:
         _recorded(folder, "stock", lambda: np.save(folder / "stock.npy", _stock(case, folder)))
-        _recorded(folder, "resident", lambda: _run("resident", folder, alone))
+        _recorded(folder, "resident", lambda: _run("resident", case, folder, alone))
     else:
-        _recorded(folder, "disk", lambda: _run("disk", folder, alone))
+        _recorded(folder, "disk", lambda: _run("disk", case, folder, alone))
     dist.barrier()
-    _recorded(folder, "sharded" if world.rank == 0 else "beside", lambda: _run("sharded", folder, joined(world)))
+    _recorded(folder, "sharded" if world.rank == 0 else "beside", lambda: _run("sharded", case, folder, joined(world)))
 
 
 def results(folder: Path) -> dict[str, str]:
@@ -128,9 +128,9 @@ def _stock(case: Case, folder: Path) -> np.ndarray:
     return np.asarray(output[0][0])
 
 
-def _run(arm: str, folder: Path, world: World) -> None:
+def _run(arm: str, case: Case, folder: Path, world: World) -> None:
     """As scripts/generate.py does, between joining the world and leaving it."""
-    config = load_config(folder / "job.yaml", [f"job.output={folder / arm}", *ARMS[arm]])
+    config = load_config(folder / "job.yaml", [f"job.output={folder / arm}", *ARMS[arm], *case.settings])
     if (code := run(config, world)) != 0:
         failures = folder / arm / "failures.jsonl"
         failure = json.loads(failures.read_text().splitlines()[-1]) if failures.exists() else {}

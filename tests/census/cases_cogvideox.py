@@ -4,7 +4,7 @@ from typing import Any
 
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXDPMScheduler, CogVideoXTransformer3DModel
 
-from tests.census.case import CLIP, FILES, NEGATIVE, PICTURE, Case
+from tests.census.case import CLIP, NEGATIVE, PICTURE, Case
 from tests.tiny.text_encoders import TEXT_DIM, t5_encoder
 from tests.tiny.weights import randomise
 
@@ -67,7 +67,7 @@ def _fun_control() -> dict[str, Any]:
 
 CASES = [
     Case("CogVideoXPipeline", _small, CALL | {"num_frames": 9}),
-    Case("CogVideoXImageToVideoPipeline", _image_to_video, CALL | {"num_frames": 9, "image": PICTURE}, gap=FILES),
-    Case("CogVideoXVideoToVideoPipeline", _large, CALL | {"video": CLIP, "strength": 0.8}, gap=FILES),
-    Case("CogVideoXFunControlPipeline", _fun_control, CALL | {"control_video": CLIP}, gap=FILES),
+    Case("CogVideoXImageToVideoPipeline", _image_to_video, CALL | {"num_frames": 9, "image": PICTURE}),
+    Case("CogVideoXVideoToVideoPipeline", _large, CALL | {"video": CLIP, "strength": 0.8}),
+    Case("CogVideoXFunControlPipeline", _fun_control, CALL | {"control_video": CLIP}),
 ]

@@ -20,7 +20,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from tests.census.case import FILES, NEGATIVE, OTHER, PICTURE, PROMPT, Case
+from tests.census.case import NEGATIVE, OTHER, PICTURE, PROMPT, Case
 from tests.census.vision import VISION_DIM, clip_image_processor, clip_vision, siglip_image_processor, siglip_vision
 from tests.tiny.text_encoders import TEXT_DIM, clip_encoder, llama_encoder, qwen_vl_encoder
 from tests.tiny.tokenizers import llama_tokenizer
@@ -174,21 +174,17 @@ CALL15 = {"negative_prompt": NEGATIVE, "num_frames": 5, "num_inference_steps": 2
 
 CASES = [
     Case("HunyuanVideoPipeline", _video, GUIDED),
-    Case("HunyuanSkyreelsImageToVideoPipeline", _skyreels, GUIDED | {"image": PICTURE}, gap=FILES),
+    Case("HunyuanSkyreelsImageToVideoPipeline", _skyreels, GUIDED | {"image": PICTURE}),
     Case(
         "HunyuanVideoImageToVideoPipeline",
         _image_to_video,
         GUIDED | {"image": PICTURE, "num_frames": 9, "prompt_template": WITH_PICTURE, "image_embed_interleave": 2},
-        gap=FILES,
     ),
     Case(
         "HunyuanVideoFramepackPipeline",
         _framepack,
         GUIDED | {"image": PICTURE, "last_image": OTHER, "latent_window_size": 2},
-        gap=FILES,
     ),
     Case("HunyuanVideo15Pipeline", _video15, CALL15 | {"height": 32, "width": 32}, prompt=QUOTED),
-    Case(
-        "HunyuanVideo15ImageToVideoPipeline", _image_to_video15, CALL15 | {"image": PICTURE}, prompt=QUOTED, gap=FILES
-    ),
+    Case("HunyuanVideo15ImageToVideoPipeline", _image_to_video15, CALL15 | {"image": PICTURE}, prompt=QUOTED),
 ]

@@ -10,7 +10,7 @@ from diffusers import (
 )
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 
-from tests.census.case import CLIP, FILES, NEGATIVE, PICTURE, Case
+from tests.census.case import CLIP, NEGATIVE, PICTURE, Case
 from tests.tiny.text_encoders import TEXT_DIM, t5_encoder
 from tests.tiny.weights import randomise
 
@@ -76,19 +76,17 @@ def _long_parts() -> dict[str, Any]:
 
 CASES = [
     Case("LTXPipeline", _parts, CALL),
-    Case("LTXImageToVideoPipeline", _parts, CALL | {"image": PICTURE}, gap=FILES),
+    Case("LTXImageToVideoPipeline", _parts, CALL | {"image": PICTURE}),
     Case(
         "LTXConditionPipeline",
         _condition_parts,
         CALL | {"conditions": [{"image": PICTURE, "frame_index": 0}, {"video": CLIP, "strength": 0.8}]},
         stock={"conditions": lambda given: [LTXVideoCondition(**one) for one in given]},
-        gap=FILES,
     ),
     Case(
         "LTXI2VLongMultiPromptPipeline",
         _long_parts,
         CALL | {"num_frames": 17, "temporal_tile_size": 8, "temporal_overlap": 4, "cond_image": PICTURE},
         prompt="a red fox|a blue whale",
-        gap=FILES,
     ),
 ]

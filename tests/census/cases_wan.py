@@ -3,7 +3,6 @@
 from typing import Any
 
 from diffusers import (
-    AutoencoderKLWan,
     ChronoEditTransformer3DModel,
     SkyReelsV2Transformer3DModel,
     UniPCMultistepScheduler,
@@ -12,7 +11,8 @@ from diffusers import (
     WanVACETransformer3DModel,
 )
 
-from tests.census.case import CLIP, FILES, NEGATIVE, PICTURE, Case
+from tests.census.case import CLIP, NEGATIVE, PICTURE, Case
+from tests.census.parts import wan_vae
 from tests.census.vision import VISION_DIM, clip_image_processor, clip_vision, clip_vision_with_projection
 from tests.tiny.text_encoders import TEXT_DIM, umt5_encoder
 from tests.tiny.weights import randomise
@@ -37,19 +37,6 @@ GUIDED = {"negative_prompt": NEGATIVE, "num_inference_steps": 2, "guidance_scale
 CALL = SIZE | GUIDED | {"num_frames": 5, "max_sequence_length": 16}
 # Where a picture is encoded, the transformer counts on 512 tokens of text.
 CALL_WITH_PICTURE = CALL | {"max_sequence_length": 512, "image": PICTURE}
-
-
-def wan_vae(seed: int, **settings: Any) -> AutoencoderKLWan:
-    vae = AutoencoderKLWan(
-        base_dim=4,
-        z_dim=CHANNELS,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-        latents_mean=[0.1] * CHANNELS,
-        latents_std=[1.5] * CHANNELS,
-        **settings,
-    )
-    return randomise(vae, seed)
 
 
 def _parts(transformer: Any, *, flow_shift: float = 3.0, **others: Any) -> dict[str, Any]:
@@ -144,22 +131,19 @@ FORCING = CALL | {"num_frames": 13, "base_num_frames": 9, "overlap_history": 5, 
 
 CASES = [
     Case("WanPipeline", _wan, CALL | {"guidance_scale_2": 3.0}),
-    Case("WanImageToVideoPipeline", _wan_image_to_video, CALL_WITH_PICTURE, gap=FILES),
-    Case("WanVideoToVideoPipeline", _wan_video_to_video, SIZE | GUIDED | {"video": CLIP, "strength": 0.8}, gap=FILES),
-    Case(
-        "WanVACEPipeline", _wan_vace, CALL | {"num_frames": 9, "video": CLIP, "reference_images": [PICTURE]}, gap=FILES
-    ),
+    Case("WanImageToVideoPipeline", _wan_image_to_video, CALL_WITH_PICTURE),
+    Case("WanVideoToVideoPipeline", _wan_video_to_video, SIZE | GUIDED | {"video": CLIP, "strength": 0.8}),
+    Case("WanVACEPipeline", _wan_vace, CALL | {"num_frames": 9, "video": CLIP, "reference_images": [PICTURE]}),
     Case(
         "WanAnimatePipeline",
         _wan_animate,
         SIZE | GUIDED | {"image": PICTURE, "pose_video": CLIP, "face_video": CLIP, "segment_frame_length": 5},
-        gap=FILES,
     ),
-    Case("LucyEditPipeline", _lucy, CALL | {"video": CLIP}, gap=FILES),
-    Case("ChronoEditPipeline", _chronoedit, CALL_WITH_PICTURE, gap=FILES),
+    Case("LucyEditPipeline", _lucy, CALL | {"video": CLIP}),
+    Case("ChronoEditPipeline", _chronoedit, CALL_WITH_PICTURE),
     Case("SkyReelsV2Pipeline", _skyreels, CALL),
-    Case("SkyReelsV2ImageToVideoPipeline", _skyreels_image_to_video, CALL_WITH_PICTURE, gap=FILES),
+    Case("SkyReelsV2ImageToVideoPipeline", _skyreels_image_to_video, CALL_WITH_PICTURE),
     Case("SkyReelsV2DiffusionForcingPipeline", _skyreels_forcing, FORCING),
-    Case("SkyReelsV2DiffusionForcingImageToVideoPipeline", _skyreels_forcing, FORCING | {"image": PICTURE}, gap=FILES),
-    Case("SkyReelsV2DiffusionForcingVideoToVideoPipeline", _skyreels_forcing, FORCING | {"video": CLIP}, gap=FILES),
+    Case("SkyReelsV2DiffusionForcingImageToVideoPipeline", _skyreels_forcing, FORCING | {"image": PICTURE}),
+    Case("SkyReelsV2DiffusionForcingVideoToVideoPipeline", _skyreels_forcing, FORCING | {"video": CLIP}),
 ]
