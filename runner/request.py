@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from runner.errors import UserError
-from runner.inputs.input_file import described
+from runner.inputs.input_file import described, files_in
 
 T = TypeVar("T")
 
@@ -26,7 +26,15 @@ class Request:
     stem: str = ""
 
     def __str__(self) -> str:
-        return f"{self.id} {str(self.prompt)[:60]!r}"
+        return f"{self.id} {self.title[:60]!r}"
+
+    @property
+    def title(self) -> str:
+        """What a person calls it by: its prompt; without one, its first text, or else the name of its first file."""
+        if self.prompt is not None:
+            return str(self.prompt)
+        texts = [value for name, value in self.call.items() if isinstance(value, str) and name.endswith("prompt")]
+        return next(iter([*texts, *(file.path.stem for file in files_in(self.call))]), "")
 
     def described(self) -> dict[str, Any]:
         """What a manifest line, a failure and a picture's own recipe say of the request."""

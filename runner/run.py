@@ -109,7 +109,7 @@ def _report(
 ) -> None:
     """What is made is made: whatever goes wrong from here on is said, and does not make the job fail."""
     pictures = [
-        (folder.files.path / made.line.file, f"{made.request.prompt} #{made.request.seed}") for made in ending.made
+        (folder.files.path / made.line.file, f"{made.request.title} #{made.request.seed}") for made in ending.made
     ]
     _best_effort("run.json", lambda: folder.run_file.write(run_json(config, pipeline, ending, ranks)))
     _best_effort("the contact sheet", lambda: contact_sheet(folder.files.contact_sheet, pictures))

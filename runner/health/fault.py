@@ -34,7 +34,7 @@ class Status:
         """Of this rank."""
         who = (progress.rank, socket.gethostname(), os.getpid(), this_node())
         request = progress.request
-        prompt = None if request is None else str(request.prompt)[:60]
+        prompt = None if request is None else request.title[:60]
         id = None if request is None else request.id
         return cls(*who, progress.stage, progress.component, id, prompt, standstill)
 

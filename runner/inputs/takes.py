@@ -44,6 +44,10 @@ class Takes:
         return self.path or self.picture or self.array or self.tensor or (self.item is not None and self.item.is_file)
 
     @property
+    def may_be_text(self) -> bool:
+        return not self.is_known or self.text or bool(self.choices) or (self.item is not None and self.item.may_be_text)
+
+    @property
     def has_pictures(self) -> bool:
         return self.picture or (self.item is not None and self.item.has_pictures)
 

@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Prompt:
     call: Mapping[str, Any] = field(default_factory=dict)  # call arguments that override the job's
     lora: Mapping[str, float] | None = None  # weights of adapters by name; None: those of the config
     where: str = field(default="", compare=False)  # "prompts.csv:4"
+    is_cells: bool = field(default=False, compare=False)  # texts of a table, in which a list can only be written
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -97,7 +98,7 @@ def _read_csv(path: Path, text: str) -> list[Prompt]:
                 )
             named = {name: cell for name, cell in zip(header, cells, strict=False) if cell and name[0] != COMMENT}
             values = {name: cell if name == "prompt" else _value(cell, name, where) for name, cell in named.items()}
-            prompts.append(_prompt(values, where))
+            prompts.append(replace(_prompt(values, where), is_cells=True))
     except csv.Error as error:
         raise UserError(f"{path}:{line}: not CSV ({error}); check the quotes") from error
     return prompts

@@ -11,7 +11,7 @@ from runner.config import Format, JobConfig
 from runner.errors import UserError
 from runner.inputs.arguments import Arguments
 from runner.inputs.checked import checked
-from runner.inputs.input_file import files_in, identity
+from runner.inputs.input_file import identity
 from runner.inputs.named import named
 from runner.job.prompts import COMMENT, Prompt, read_prompts
 from runner.job.results import Failed, Made, Settled
@@ -19,7 +19,8 @@ from runner.output.lines import Failure
 from runner.output.manifest import State, free_stems
 from runner.output.write import slug
 from runner.pipeline.pipeline import Pipeline
-from runner.reading.values import check_seeds
+from runner.reading.plain_yaml import NotYaml, read_exactly
+from runner.reading.values import check_seeds, shown
 from runner.request import Request
 from weights.agreement import Group, on_all_ranks
 
@@ -59,7 +60,8 @@ def with_inputs(
         for number, prompt in enumerate(prompts, 1):
             where = prompt.where or f"prompt {number}"
             arguments.check(prompt.call, f"{where}: ", f"; named {COMMENT}..., a column or field is left out")
-            calls.append(_named(prompt.call, arguments, f"{where}: ", base))
+            call = _unfolded(prompt.call, arguments, f"{where}: ") if prompt.is_cells else prompt.call
+            calls.append(_named(call, arguments, f"{where}: ", base))
         return calls
 
     common, *own = checked(on_all_ranks(read, group), group)
@@ -71,6 +73,20 @@ def with_inputs(
 
 def _named(call: Mapping[str, Any], arguments: Arguments, where: str, base: Path) -> Mapping[str, Any]:
     return {name: named(value, arguments.takes[name], f"{where}{name}", base, name) for name, value in call.items()}
+
+
+def _unfolded(cells: Mapping[str, Any], arguments: Arguments, where: str) -> Mapping[str, Any]:
+    """A table's cell in brackets, for an argument that takes no text, is the list or mapping that it looks like."""
+
+    def value(name: str, cell: Any) -> Any:
+        if arguments.takes[name].may_be_text or not isinstance(cell, str) or cell[0] + cell[-1] not in ("[]", "{}"):
+            return cell
+        try:
+            return read_exactly(cell)
+        except NotYaml as error:
+            raise UserError(f"{where}{name}: cannot read {shown(cell)} ({error}); quote each text in it") from error
+
+    return {name: value(name, cell) for name, cell in cells.items()}
 
 
 def requests_of(
@@ -94,18 +110,10 @@ def requests_of(
             text = json.dumps({**decides, "seed": seed}, sort_keys=True, default=str)
             id = hashlib.sha256(text.encode()).hexdigest()[:16]
             number = position * job.images_per_prompt + seed - first
-            stem = f"{number:04d}-{slug(_title(prompt.text, call))}-{seed}"
+            request = Request(prompt.text, seed, call, lora, output_type, id, number)
             # A request that is asked for twice is the same picture: made once, under its first number.
-            requests.setdefault(id, Request(prompt.text, seed, call, lora, output_type, id, number, stem))
+            requests.setdefault(id, replace(request, stem=f"{number:04d}-{slug(request.title)}-{seed}"))
     return list(requests.values())
-
-
-def _title(prompt: str | int | None, call: Mapping[str, Any]) -> str | int:
-    """What a request's file is called by: its prompt, else its first text or file."""
-    if prompt is not None:
-        return prompt
-    texts = [value for name, value in call.items() if isinstance(value, str) and name.endswith("prompt")]
-    return next(iter([*texts, *(file.path.stem for file in files_in(call))]), "")
 
 
 def settle(requests: Sequence[Request], state: State, max_attempts: int) -> tuple[list[Settled], list[Request]]:

@@ -28,7 +28,7 @@ def summary(config: RunConfig, world: World, ending: Ending, ranks: Sequence[Map
         lines.append(f"stopped inside: {left} calls are kept in {config.job.output}/calls")
     for result in ending.failed:
         what = "given up" if result.earlier else "failed"
-        name = f"{str(result.request.prompt)[:60]!r} seed {result.request.seed}"
+        name = f"{result.request.title[:60]!r} seed {result.request.seed}"
         lines.append(f"{what}: {name}: {result.failure.reason.splitlines()[0]}")
     if ending.left:
         lines.append(f"stopped: {ending.stopped}; {ending.left} left, the same command goes on")
