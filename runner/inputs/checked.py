@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import UserError
+from runner.inputs.form import form_of, tensor_of
 from runner.inputs.input_file import Form, InputFile, mapped
 from runner.inputs.named import NamedFile
 from runner.inputs.probe import Kind, Probe, Unreadable, probe
@@ -35,12 +36,13 @@ def checked(values: Sequence[Any], group: Group) -> list[Any]:
     files: list[NamedFile] = []
     for value in values:
         mapped(value, lambda leaf: files.append(leaf) if isinstance(leaf, NamedFile) else None)
-    first = {file.path: file for file in reversed(files)}
+    first: dict[Path, NamedFile] = {}
+    for file in files:
+        first.setdefault(file.path, file)
     on_all_ranks(lambda: _refuse(_missing(first.values())), group)
-    paths = sorted(first)
-    mine = paths[rank_in(group) :: size_of(group)]
+    mine = list(first.values())[rank_in(group) :: size_of(group)]
     seen: dict[Path, _Seen] = {}
-    for part in gather(on_all_ranks(lambda: _look_at([first[path] for path in mine]), group), group):
+    for part in gather(on_all_ranks(lambda: _look_at(mine), group), group):
         seen |= part
 
     def change(leaf: Any) -> Any:
@@ -104,49 +106,13 @@ def _refuse(problems: Sequence[str]) -> None:
 
 
 def _input_file(file: NamedFile, seen: _Seen) -> InputFile:
-    form = _form(file, seen.probe.kind)
-    tensor, shape = "", seen.probe.shape
-    if form is Form.tensor and seen.probe.kind is Kind.tensors:
-        tensor = _tensor(file, list(seen.probe.tensors))
-        shape = seen.probe.tensors[tensor]
-    if form in (Form.picture, Form.pictures):
-        shape = shape[:2]
-    if (file.tensor and not tensor) or (file.mode and form not in (Form.picture, Form.pictures)):
-        is_kind = f"{file.where}: {file.written} is {seen.probe.kind.value}"
+    kind = seen.probe.kind
+    form, in_list = form_of(file, kind)
+    tensor = tensor_of(file, seen.probe) if kind is Kind.tensors else ""
+    if (file.tensor and not tensor) or (file.mode and form is not Form.picture):
+        is_kind = f"{file.where}: {file.written} is {kind.value}"
         raise UserError(f"{is_kind}; `tensor` is for files of several tensors, `mode` for pictures")
-    return InputFile(file.written, file.path.absolute(), form, seen.sha256, shape, tensor, file.mode)
-
-
-def _form(file: NamedFile, kind: Kind) -> Form:
-    """What the argument takes of what the file holds. An annotation that says only `tensor` is not to be believed:
-    diffusers writes it where pictures are taken too, or alone."""
-    takes = file.takes
-    told = takes.is_known and takes.is_file
-    only_lists = told and takes.has_pictures and not takes.picture
-    if kind is Kind.animation:
-        kind = Kind.video if only_lists or "video" in file.name else Kind.picture
-    if kind is Kind.picture:
-        return Form.pictures if only_lists else Form.picture
-    if kind is Kind.video and (not told or takes.item is not None or takes.tensor):
-        return Form.frames
-    if kind is Kind.sound and (not told or not takes.has_pictures):
-        return Form.sound
-    if kind is Kind.array and (not told or takes.array or takes.tensor):
-        return Form.array if not told or takes.array else Form.tensor
-    if kind is Kind.tensors and (not told or takes.tensor):
-        return Form.tensor
-    raise UserError(f"{file.where}: {file.written} is {kind.value}, but {file.name} takes {takes.words()}")
-
-
-def _tensor(file: NamedFile, names: Sequence[str]) -> str:
-    """The one that is asked for; else the only one; else that of the argument's own name."""
-    if file.tensor in names:
-        return file.tensor
-    if not file.tensor and len(names) == 1:
-        return names[0]
-    if not file.tensor and file.name in names:
-        return file.name
-    known = ", ".join(names[:20])
-    raise UserError(
-        f"{file.where}: {file.written} holds {known}; say which, {{file: {file.written}, tensor: {names[0]}}}"
-    )
+    shape = seen.probe.tensors[tensor] if tensor else seen.probe.shape
+    if form is Form.picture:
+        shape = shape[:2]  # of an animation, its first
+    return InputFile(file.written, file.path.absolute(), form, seen.sha256, shape, in_list, tensor, file.mode)

@@ -33,7 +33,7 @@ def decoded(call: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
 
 def _decoded(value: Any, device: torch.device) -> Any:
     if isinstance(value, InputFile):
-        return _read(value, device)
+        return [_read(value, device)] if value.in_list else _read(value, device)
     if isinstance(value, Built):
         return value.type(**{name: _decoded(item, device) for name, item in value.fields.items()})
     if isinstance(value, Mapping):
@@ -45,9 +45,8 @@ def _decoded(value: Any, device: torch.device) -> Any:
 
 def _read(file: InputFile, device: torch.device) -> Any:
     try:
-        if file.form in (Form.picture, Form.pictures):
-            picture = _picture(_content(file), file.mode)
-            return picture if file.form is Form.picture else [picture]
+        if file.form is Form.picture:
+            return _picture(_content(file), file.mode)
         if file.form is Form.frames:
             _check_same(file, sha256_of(file.path))
             return load_video(str(file.path))

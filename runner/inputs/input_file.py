@@ -12,7 +12,6 @@ class Form(Enum):
     """What the pipeline gets for a file."""
 
     picture = "picture"  # PIL.Image, as diffusers' load_image gives it
-    pictures = "pictures"  # a list of one such picture, where the argument takes only lists
     frames = "frames"  # a list of PIL.Image, as diffusers' load_video gives it
     sound = "sound"  # tensor (channels, samples), float32
     array = "array"  # numpy.ndarray, as it is stored
@@ -33,6 +32,7 @@ class InputFile:
     form: Form
     sha256: str
     shape: tuple[Any, ...] = ()
+    in_list: bool = False  # it stands in a list of one, where the argument takes only lists
     tensor: str = ""
     mode: str = ""
 
