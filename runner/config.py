@@ -89,11 +89,21 @@ class ModelConfig:
     pipeline: str | None = _option(
         "another class of diffusers over the same components, such as FluxImg2ImgPipeline", default=None
     )
+    variant: str | None = _option("read the weight files of this variant where there are any: fp16", default=None)
 
 
 @dataclass
 class ComponentConfig:
     path: str | None = _option("a folder that the component comes from, or that adds one (a ControlNet)", default=None)
+    variant: str | None = _option("read the weight files of this variant, such as fp16", default=None)
+    dtype: DType | None = _option("of this component [model.dtype]", default=None)
+    attention: str | None = _option("an attention backend of diffusers, such as flash or sage", default=None)
+    tiling: Any = _option("true, or a mapping of its settings: the VAE works tile by tile", default=None)
+    slicing: Any = _option("true: the VAE works picture by picture", default=None)
+    settings: dict[str, Any] = _option(
+        "a setting of a scheduler, such as flow_shift; class: another scheduler that takes its configuration",
+        default_factory=dict,
+    )
 
 
 @dataclass
@@ -107,6 +117,7 @@ class PlacementConfig:
 
 
 _OF_A_COMPONENT = {"components": ComponentConfig, "placement": PlacementConfig}
+_OWN_KEYS = tuple(ComponentConfig.__dataclass_fields__)  # what is not among them is a scheduler's setting
 _KIND = {"share": "replicate", "rest": "device"}
 # The options that a placement has besides share and rest. What is not here cannot be built: sharded weights on disk.
 KNOBS: Mapping[tuple[str, str], tuple[str, ...]] = {
@@ -221,6 +232,7 @@ def describe() -> Iterator[tuple[str, str, str]]:
         assert is_dataclass(schema)
         for option in fields(schema):
             key = f"{prefix}.{option.name}" + (".<argument>" if option.name == "call" else "")
+            key = f"{prefix}.<setting>" if option.name == "settings" else key
             default = "" if option.default in (MISSING, None) else option.default
             yield key, str(default.value if isinstance(default, Enum) else default), option.metadata["help"]
 
@@ -248,6 +260,9 @@ def _read_word(word: str) -> dict[str, Any]:
     key, equals, typed = word.partition("=")
     if not equals or not key:
         raise UserError(f"{shown(word)} is not key=value, for example job.seed=7")
+    section, *names = key.split(".")
+    if section == "components" and len(names) == 2 and names[1] not in _OWN_KEYS:
+        key = f"{section}.{names[0]}.settings.{names[1]}"
     annotation = annotation_of(RunConfig, key)
     if annotation is None:
         _refuse_key(key)
@@ -258,7 +273,7 @@ def _read_word(word: str) -> dict[str, Any]:
 
 
 def _checked(layer: dict[str, Any]) -> dict[str, Any]:
-    """The layer, with the short form of `lora` written out.
+    """The layer, with the short forms of `lora` and of a component's settings written out.
 
     Raises UserError: an unknown key, a value that no key takes, a text that YAML reads as something else.
     """
@@ -268,6 +283,8 @@ def _checked(layer: dict[str, Any]) -> dict[str, Any]:
             raise UserError(f"lora: {shown(adapter)} is no adapter; each is a mapping, {{path: {adapter}}}")
     if isinstance(lora, list):
         layer = {**layer, "lora": {"adapters": lora}}
+    if isinstance(components := layer.get("components"), dict):
+        layer = {**layer, "components": {name: _settings_apart(one) for name, one in components.items()}}
     for key, annotation, value in leaves(RunConfig, layer):
         if annotation is None:
             _refuse_key(key)
@@ -275,6 +292,16 @@ def _checked(layer: dict[str, Any]) -> dict[str, Any]:
         if is_text(annotation) and isinstance(value, bool | float):
             raise UserError(f"{key} is a text, which YAML reads as {value}; put it in quotes")
     return layer
+
+
+def _settings_apart(component: Any) -> Any:
+    """`flow_shift: 3` of a scheduler is short for `settings: {flow_shift: 3}`. Its class knows which there are."""
+    if not isinstance(component, dict):
+        return component
+    settings = {name: value for name, value in component.items() if name not in _OWN_KEYS}
+    own = {name: value for name, value in component.items() if name in _OWN_KEYS}
+    written = own.get("settings", {})
+    return {**own, "settings": {**written, **settings}} if settings and isinstance(written, dict) else own
 
 
 def _refuse_key(key: str) -> NoReturn:

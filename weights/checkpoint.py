@@ -205,7 +205,9 @@ def _nothing(directory: Path, single: Path) -> str:
     if pickled := [name for name in names if Path(name).suffix in _PICKLES]:
         found = f"; {pickled[0]} is a pickle, which can run code when read: convert it with save_pretrained"
     elif others := [name for name in names if name.endswith((".safetensors", ".safetensors.index.json"))]:
-        found = f"; it has {few(others)}, which is not what its library reads: rename it"
+        variant = re.fullmatch(rf"{single.name.partition('.')[0]}\.([\w-]+)\.safetensors", others[0])
+        fix = f"say model.variant={variant[1]}, or rename it" if variant else "rename it"
+        found = f"; it has {few(others)}, which is not what its library reads: {fix}"
     else:
         found = "; the download or copy is incomplete"
     return f"{directory} holds no {single.name}, nor an index of such files{found}"

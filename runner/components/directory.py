@@ -3,12 +3,13 @@
 import errno
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from runner.components import modular
+from runner.components.changing import changed, refuse_absent
 from runner.components.choosing import check_names, check_taken, chosen_pipeline
 from runner.components.classes import INDEX, component_class, pipeline_class
 from runner.components.constructor import Arguments, Entry, as_entry, parameters_of, told_apart
@@ -18,6 +19,7 @@ from runner.components.load import check_placement, placement_of
 from runner.components.needs import refuse_missing, refuse_unmakeable
 from runner.components.reading import file_errors, reading
 from runner.components.source import Source
+from runner.components.variant import of_variant
 from runner.config import ComponentConfig, Rest, RunConfig, Share
 from runner.errors import UserError
 from weights.checkpoint import Checkpoint
@@ -55,16 +57,23 @@ class Directory:
 
 def directory_of(config: RunConfig) -> Directory:
     """The directory `model.path`, with the pipeline and the components that the settings choose."""
-    return read_directory(Path(config.model.path), pipeline=config.model.pipeline, components=config.components)
+    model = config.model
+    return read_directory(
+        Path(model.path), pipeline=model.pipeline, variant=model.variant, components=config.components
+    )
 
 
 def read_directory(
-    root: Path, *, pipeline: str | None = None, components: Mapping[str, ComponentConfig] = NO_CHANGES
+    root: Path,
+    *,
+    pipeline: str | None = None,
+    variant: str | None = None,
+    components: Mapping[str, ComponentConfig] = NO_CHANGES,
 ) -> Directory:
     """Read and check all that can be known without loading weights. Raises UserError that names the file and the fix.
 
-    `pipeline` names another class than the directory's own, over the same components; `components` says which of them
-    come from elsewhere.
+    `pipeline` names another class than the directory's own, over the same components; `variant` which weight files are
+    read; `components` says which components come from elsewhere, and what is changed of them.
     """
     elsewhere = {name: Path(one.path) for name, one in components.items() if one.path is not None}
     with file_errors():
@@ -76,9 +85,15 @@ def read_directory(
         else:
             raise UserError(f"model.path: {root} is not a diffusers directory: it holds no {INDEX}")
         refuse_missing(directory.pipeline)
-        for source in directory.sources.values():
-            _check_source(root, source)
-    return directory
+        sources = of_variant(directory.sources, elsewhere, variant, root)
+        for source in sources.values():
+            _check_folder(root, source)
+        sources = {name: _changed(source, components) for name, source in sources.items()}
+        refuse_absent(directory.pipeline, sources, components)
+        for source in sources.values():
+            if source.is_module:
+                Checkpoint(source.folder, source.library, source.variant).stored()
+    return replace(directory, sources=sources)
 
 
 def _read(
@@ -186,7 +201,11 @@ def _names_in(root: Path) -> set[str]:
         raise UserError(f"model.path: {why_unreadable(root, error)}") from error
 
 
-def _check_source(root: Path, source: Source) -> None:
+def _changed(source: Source, components: Mapping[str, ComponentConfig]) -> Source:
+    return changed(source, components[source.name]) if source.name in components else source
+
+
+def _check_folder(root: Path, source: Source) -> None:
     try:
         check_files(source.cls, source.folder)
     except FileError as error:
@@ -197,5 +216,3 @@ def _check_source(root: Path, source: Source) -> None:
         raise UserError(
             why_unreadable(own, FileNotFoundError(errno.ENOENT, "")) if own.is_symlink() else missing
         ) from error
-    if source.is_module:
-        Checkpoint(source.folder, source.library, source.variant).stored()

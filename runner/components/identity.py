@@ -30,6 +30,7 @@ from runner.components.reading import file_errors
 from runner.components.source import Source
 from runner.config import RunConfig
 from runner.errors import UserError
+from runner.output.recipe import key_of
 from runner.world import World
 from weights.files import FileError, read_bytes, why_unreadable
 from weights.header import read_header
@@ -39,19 +40,19 @@ _LIBRARIES = (torch, diffusers, transformers)
 
 def agreed_identity(directory: Directory, config: RunConfig, world: World) -> dict[str, Any]:
     """`identity`, and the dtype, the same on every rank. Collective; raises UserError that names what differs."""
-    mine = world.agreed(lambda: identity(directory, world.device.type) | {"dtype": config.model.dtype.value})
+    mine = world.agreed(lambda: identity(directory, world.device.type, config.model.dtype.value))
     first, *others = world.gather(mine)
     for rank, other in enumerate(others, start=1):
         for key in sorted(first.keys() | other.keys()):
             if first.get(key) != other.get(key):
                 raise UserError(
-                    f"model.{key} is not the same on all ranks: {first.get(key)} on rank 0, {other.get(key)} on rank "
+                    f"{key_of(key)} is not the same on all ranks: {first.get(key)} on rank 0, {other.get(key)} on rank "
                     f"{rank}; give all nodes the same files and packages"
                 )
     return mine
 
 
-def identity(directory: Directory, device_type: str) -> dict[str, Any]:
+def identity(directory: Directory, device_type: str, dtype: str = "float32") -> dict[str, Any]:
     """Key -> value, a hash for each component. Raises UserError where a file cannot be read."""
     with file_errors():
         components = {name: _digest(source) for name, source in directory.sources.items()}
@@ -62,10 +63,22 @@ def identity(directory: Directory, device_type: str) -> dict[str, Any]:
         "pipeline": directory.pipeline.__name__,
         "settings": hashlib.sha256(json.dumps(directory.settings, sort_keys=True).encode()).hexdigest(),
         **components,
+        **_changes(directory, dtype),
         "device": device_type,
         **{f"library.{one.__name__}": str(one.__version__).partition("+")[0] for one in _LIBRARIES},
         **{f"library.{name}": "installed" if there else "absent" for name, there in sorted(packages.items())},
     }
+
+
+def _changes(directory: Directory, dtype: str) -> dict[str, Any]:
+    """What is changed of components, by the keys that say so: what they are anyhow, spelled out, does not count."""
+    told = {
+        f"components.{name}.{key}": value
+        for name, source in directory.sources.items()
+        for key, value in source.told().items()
+        if not (key == "dtype" and value == dtype)
+    }
+    return {"dtype": dtype, **told}
 
 
 def _takes_pictures(cls: type) -> bool:
@@ -79,7 +92,7 @@ def _digest(source: Source) -> str:
     Hashing 60 GB would take minutes at each start. A file's header, size and 64 chunks spread through it tell one
     checkpoint from another; a change of single values between the chunks goes unseen.
     """
-    digest = hashlib.sha256(source.cls.__name__.encode())
+    digest = hashlib.sha256((source.changes.exchanged or source.cls).__name__.encode())
     for file in files_of(source.cls, source.folder):
         content = read_bytes(file)
         digest.update(f"\0{file.relative_to(source.folder)}\0{len(content)}\0".encode() + content)

@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 import offload
 import sharding
+from runner.components.changing import scheduler_of, set_on
 from runner.components.component import METHODS
 from runner.components.reading import reading
 from runner.components.skeleton import checkpoint_of, dtype_plan, skeleton, unused_keys
@@ -123,6 +124,7 @@ def load_component(
 ) -> tuple[nn.Module, Loading]:
     """The component, loaded and placed. Collective; raises UserError on all ranks where any of them cannot."""
     start = perf_counter()
+    dtype = getattr(torch, source.changes.dtype or "", dtype)
     if placement.share is Share.shard:
         module, how, bytes_read = _load_sharded(source, dtype, placement, world, groups)
     elif placement.rest is not Rest.device:
@@ -132,6 +134,7 @@ def load_component(
         if any(tensor.device != world.device for tensor in (*module.parameters(), *module.buffers())):
             module = module.to(world.device)  # quantised ones are there already, and some refuse to be moved
         how, bytes_read = _noted(_WHOLE, unused), source.stored_bytes
+    set_on(module, source.changes)
     return module, Loading(how, bytes_read, perf_counter() - start)
 
 
@@ -182,8 +185,11 @@ def from_pretrained(source: Source, **kwargs: Any) -> Any:
         kwargs["trust_remote_code"] = False
     if source.variant is not None:
         kwargs["variant"] = source.variant
-    with reading(f"{source.folder} cannot be loaded as a {source.cls.__name__}"):
-        return source.cls.from_pretrained(source.folder, local_files_only=True, **kwargs)
+    cls, changes = source.changes.exchanged or source.cls, source.changes
+    with reading(f"{source.folder} cannot be loaded as a {cls.__name__}"):
+        found = cls.from_pretrained(source.folder, local_files_only=True, **kwargs)
+        has_changed = changes.settings or changes.exchanged
+        return scheduler_of(found, source.cls, changes.settings) if has_changed else found
 
 
 def _load_sharded(

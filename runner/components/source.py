@@ -1,6 +1,7 @@
-"""Where a component comes from: what it is before it is loaded, and which files it is in."""
+"""Where a component comes from: what it is before it is loaded, which files it is in, and what is changed of it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,22 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from weights.checkpoint import Library, weight_files
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a user changed of a component, as far as it has an effect; None and nothing where it is as it is stored.
+
+    `dtype` by its name; `attention`: a backend of diffusers; `tiling` and `slicing`: the arguments that these are
+    enabled with; `settings` of a scheduler, and in `exchanged` the class of its file where another takes its place.
+    """
+
+    dtype: str | None = None
+    attention: str | None = None
+    tiling: Mapping[str, Any] | None = None
+    slicing: Mapping[str, Any] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    exchanged: Any = None
 
 
 @dataclass(frozen=True)
@@ -21,6 +38,7 @@ class Source:
     cls: Any
     folder: Path
     variant: str | None = None
+    changes: Changes = Changes()
 
     @property
     def is_module(self) -> bool:
@@ -29,6 +47,13 @@ class Source:
     @property
     def library(self) -> Library:
         return library_of(self.cls)
+
+    def told(self) -> dict[str, Any]:
+        """What is changed, by the last word of the keys that say so."""
+        one = self.changes
+        told = {"dtype": one.dtype, "attention": one.attention, "tiling": one.tiling, "slicing": one.slicing}
+        told["class"] = None if one.exchanged is None else self.cls.__name__
+        return {name: value for name, value in told.items() if value is not None} | dict(one.settings)
 
     def weight_files(self) -> list[Path]:
         return weight_files(self.folder, self.library, self.variant)

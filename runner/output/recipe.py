@@ -22,8 +22,13 @@ def recipe_of(config: RunConfig, identity: Mapping[str, Any], call: Mapping[str,
         f"job.call.{name}": identity_of(value) for name, value in sorted((job.call if call is None else call).items())
     }
     own = {"job.seed": job.seed, "job.format": job.format.value, "job.fps": job.fps}
-    recipe = {**{f"model.{name}": value for name, value in identity.items()}, **own, **arguments}
+    recipe = {**{key_of(name): value for name, value in identity.items()}, **own, **arguments}
     return json.loads(json.dumps(recipe, default=str))
+
+
+def key_of(name: str) -> str:
+    """The setting that a line of a model's identity is about."""
+    return name if name.startswith("components.") else f"model.{name}"
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -167,7 +167,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "weights are gone": (gone(WEIGHTS), r"transformer holds no diffusion_pytorch_model\.safetensors.*incomplete"),
     "weights are a variant": (
         lambda root: (root / WEIGHTS).rename(root / "transformer" / "diffusion_pytorch_model.fp16.safetensors"),
-        r"it has diffusion_pytorch_model\.fp16\.safetensors, which is not what its library reads: rename it",
+        r"it has diffusion_pytorch_model\.fp16\.safetensors, which is not what its library reads: say model\.v",
     ),
     "the longest header": (header(2**64 - 1), r"is damaged or cut short"),
     "a header of no JSON": (header(9, b"not JSON!"), r"is damaged or cut short"),

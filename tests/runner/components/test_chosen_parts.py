@@ -69,7 +69,10 @@ def test_the_constructor_of_another_class_decides_what_is_taken(flux: Path, tiny
             ["model.pipeline=FluxControlNetPipeline"],
             r"lists no controlnet, which a FluxControlNetPipeline needs; components\.controlnet\.path=FOLDER gives it",
         ),
-        (["components.controlnet.path=x"], r"a FluxPipeline has no such component; it has .*transformer"),
+        (
+            ["components.controlnet.path=x"],
+            r"components\.controlnet: a FluxPipeline has no such component; it has .*transformer",
+        ),
         (["components.vae.path=nowhere"], r"components\.vae\.path: no folder nowhere \(from /"),
     ],
 )
