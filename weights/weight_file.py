@@ -25,12 +25,15 @@ class WeightFile:
     read from there is a memcpy); of any other file, the pages that a read brought in are dropped after it.
     """
 
-    def __init__(self, path: Path, headers_read_from: Identity | None) -> None:
-        """`headers_read_from`: what the path held before its header was read; None where it held nothing."""
+    def __init__(self, path: Path, headers_read_from: Identity | None, *, keep_pages: bool = False) -> None:
+        """`headers_read_from`: what the path held before its header was read; None where it held nothing.
+
+        `keep_pages`: no page is dropped, for other processes read the same file now.
+        """
         self.path = path
         self._expected = headers_read_from
         self._fd = os.open(path, os.O_RDONLY)
-        self._was_cached = _is_cached(self._fd, os.fstat(self._fd).st_size)
+        self._keeps_pages = keep_pages or _is_cached(self._fd, os.fstat(self._fd).st_size)
 
     def read_into(self, offset: int, targets: Sequence[tuple[str, memoryview]]) -> None:
         """Fill the buffers, one after the other, with the bytes from `offset` on; each is named after its tensor.
@@ -48,7 +51,7 @@ class WeightFile:
                 raise StoreError(f"{self.path} ends at byte {position}, before the end of {key}: it was truncated")
             position += count
             pending = _after(pending, count)
-        if not self._was_cached:
+        if not self._keeps_pages:
             _drop_pages(self._fd, offset, position)
 
     def refuse_change(self, key: str) -> None:
@@ -68,7 +71,7 @@ class WeightFile:
     def close(self) -> None:
         """Idempotent. No read may be running: its descriptor could become another file's."""
         if self._fd >= 0:
-            if not self._was_cached:
+            if not self._keeps_pages:
                 _drop_pages(self._fd, 0, os.fstat(self._fd).st_size)
             os.close(self._fd)
             self._fd = -1

@@ -35,7 +35,7 @@ class DiskStore:
 
     `units`: by unit name, by the module's name for each tensor, a tensor (meta will do) of the shape, dtype and
     strides that are wanted. All of the module's parameters and persistent buffers must be there, a tied one once,
-    and its other names in `aliases`.
+    and its other names in `aliases`. `keep_pages`: what is read stays in the page cache, for others.
 
     Raises, before any weight is read: KeysDiffer where the files lack some of these (then let the library load the
     module, and use `HostStore.from_tensors`), CheckpointError for files or shapes that are wrong.
@@ -50,6 +50,7 @@ class DiskStore:
         units: Mapping[str, Mapping[str, torch.Tensor]],
         *,
         aliases: Mapping[str, Sequence[str]] | None = None,
+        keep_pages: bool = False,
     ) -> None:
         self.packings = {unit: pack(tensors) for unit, tensors in units.items()}
         names = [name for tensors in units.values() for name in tensors]
@@ -61,7 +62,7 @@ class DiskStore:
         self._files: dict[Path, WeightFile] = {}
         try:
             for path in sorted({tensor.file for tensor in stored.values()}):
-                self._files[path] = WeightFile(path, before.get(path))
+                self._files[path] = WeightFile(path, before.get(path), keep_pages=keep_pages)
         except OSError as error:
             self.close()
             raise CheckpointError(why_unreadable(Path(error.filename), error)) from error

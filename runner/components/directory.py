@@ -17,6 +17,7 @@ from runner.components.elsewhere import class_elsewhere
 from runner.components.files import check_files
 from runner.components.load import check_placement, placement_of
 from runner.components.needs import refuse_missing, refuse_unmakeable
+from runner.components.quantised import only_whole
 from runner.components.reading import file_errors, reading
 from runner.components.source import Source
 from runner.components.variant import of_variant
@@ -172,23 +173,10 @@ def check_placements(directory: Directory, config: RunConfig) -> None:
         placement = placement_of(name, config)
         check_placement(name, placement)
         whole = placement.share is Share.replicate and placement.rest is Rest.device
-        if not whole and (why := _only_whole(directory.folder(name) / "config.json")):
+        if not whole and (why := only_whole(directory.folder(name) / "config.json")):
             raise UserError(
                 f"placement.{name}: {why}, which only its library can load: use share=replicate rest=device"
             )
-
-
-def _only_whole(config_file: Path) -> str | None:
-    """Why a component cannot be built without its library's loader, which cannot be placed; None where it can."""
-    with file_errors():
-        config = read_object(config_file)
-    parts = [config, *(part for part in config.values() if isinstance(part, dict))]  # text_config and the like
-    for part in parts:
-        for key in ("quantization_config", "compression_config"):
-            if part.get(key):
-                method = part[key].get("quant_method", "") if isinstance(part[key], dict) else ""
-                return f"{config_file} has a {key} ({method or 'of an unknown method'}): quantised weights"
-    return f"{config_file} has a fusion_config: fused modules" if config.get("fusion_config") else None
 
 
 def _names_in(root: Path) -> set[str]:

@@ -15,13 +15,16 @@ import offload
 import sharding
 from runner.components.changing import scheduler_of, set_on
 from runner.components.component import METHODS
+from runner.components.fits import require_room_for_slices, require_room_whole
+from runner.components.quantised import only_whole
 from runner.components.reading import reading
+from runner.components.resident import fill
 from runner.components.skeleton import checkpoint_of, dtype_plan, skeleton, unused_keys
 from runner.components.source import Source
 from runner.config import KNOBS, MeshConfig, PlacementConfig, Rest, RunConfig, Share
 from runner.errors import UserError
 from runner.world import World, has_collectives
-from weights.agreement import Group, group_of, node_group, size_of
+from weights.agreement import Group, gather_int, group_of, node_group, size_of
 from weights.checkpoint import KeysDiffer, few
 from weights.files import FileError
 from weights.room import NoRoom, require_room
@@ -79,7 +82,7 @@ def build_groups(config: RunConfig, modules: Sequence[str], world: World) -> Gro
     configured = config.mesh.shard is not None or config.mesh.replicate is not None
     mesh = world.agreed(lambda: _mesh(config.mesh, world)) if sharded or configured else None
     offloaded = [p for p in placements if p.share is Share.replicate and p.rest is not Rest.device]
-    node = node_group() if offloaded and world.size > 1 else None
+    node = node_group() if world.size > 1 else None
     engine = offload.engine_for(world.device) if offloaded else None
     return Groups(
         mesh if sharded else None,
@@ -130,12 +133,29 @@ def load_component(
     elif placement.rest is not Rest.device:
         module, how, bytes_read = _load_offloaded(source, dtype, placement, world, groups)
     else:
-        module, unused = world.agreed(lambda: _load_noted(source, dtype))
-        if any(tensor.device != world.device for tensor in (*module.parameters(), *module.buffers())):
-            module = module.to(world.device)  # quantised ones are there already, and some refuse to be moved
-        how, bytes_read = _noted(_WHOLE, unused), source.stored_bytes
+        module, how, bytes_read = _load_resident(source, dtype, world, groups)
     set_on(module, source.changes)
     return module, Loading(how, bytes_read, perf_counter() - start)
+
+
+def _load_resident(source: Source, dtype: torch.dtype, world: World, groups: Groups) -> tuple[nn.Module, str, int]:
+    """Each weight goes from the files to where it stays, unless only its library can make it of what is stored."""
+    difference: str | None = world.agreed(lambda: only_whole(source.folder / "config.json"))
+    if difference is None:
+        module, unused = world.agreed(lambda: _placed(source.name, lambda: _empty_noted(source, dtype)))
+        ranks = size_of(groups.node)
+        fits = partial(require_room_whole, module, world.device, ranks, source.name)
+        world.agreed(lambda: _placed(source.name, fits))
+        filled = partial(fill, module, device=world.device, keep_pages=ranks > 1)
+        try:
+            world.agreed(lambda: _placed(source.name, lambda: filled(checkpoint_of(module, source))))
+            return module, _noted("weight by weight", unused), source.stored_bytes
+        except KeysDiffer as error:
+            difference = str(error)
+    module, unused = world.agreed(lambda: _load_noted(source, dtype))
+    if any(tensor.device != world.device for tensor in (*module.parameters(), *module.buffers())):
+        module = module.to(world.device)  # quantised ones are there already, and some refuse to be moved
+    return module, _noted(f"{_WHOLE}: {difference}", unused), source.stored_bytes
 
 
 def load_whole(source: Source, dtype: torch.dtype) -> nn.Module:
@@ -210,6 +230,10 @@ def _load_sharded(
     )
     module, unused = world.agreed(lambda: _placed(source.name, lambda: _empty_noted(source, dtype)))
     module = world.agreed(lambda: _placed(source.name, lambda: shard(module)))
+    mine = sharding.bytes_per_rank(module)
+    on_node = sum(gather_int(mine, groups.node))
+    fits = partial(require_room_for_slices, mine, on_node, world.device, source.name, on_host=to_host)
+    world.agreed(lambda: _placed(source.name, fits))
     try:
         report = sharding.load_sharded(
             module,

@@ -11,13 +11,19 @@ import offload
 from offload import StoreError
 from offload.engines import stream
 from offload.engines.stream import StreamEngine
+from runner.components.load import Groups, load_component, load_whole
+from runner.components.source import Source
+from runner.config import PlacementConfig
 from runner.errors import UserError
 from tests import tiny
-from tests.distributed.placed import call, expect_stock_bits_in_both_scopes, opened, stock_bits
+from tests.distributed.placed import call, expect_stock_bits_in_both_scopes, joined, opened, stock_bits
+from tests.memory import peak_anonymous_memory
 from tests.offload.memory_store import MemoryStore
 from tests.offload.offload_models import Stack, example
 from tests.offload.test_schedule_faults import ORDERS
 from tests.ranks import World, on_ranks
+from tests.runner.components import wide_model
+from tests.runner.components.wide_model import Wide
 from weights import room
 
 # Every component is offloaded so; the DiT keeps the resident blocks.
@@ -177,3 +183,40 @@ def test_room_to_stage_is_asked_for_before_anything_is_loaded(world: World, path
             with pytest.raises(UserError, match=refused):
                 opened(world, paths["flux"], f"placement.default.rest={rest}")
         opened(world, paths["flux"])
+
+
+@on_ranks(2, soft=True)
+def test_a_resident_component_goes_up_through_the_staging_buffers(world: World) -> None:
+    """Of 320 MiB, the host holds no more than two pieces of 32 MiB."""
+    folder = world.tmp_path / "wide"
+    if world.rank == 0:
+        wide_model.write(folder)
+    ranks = joined(world)
+    ranks.gather(None)
+    with peak_anonymous_memory() as peak:
+        module, loading = load_component(
+            Source(folder.name, Wide, folder), torch.float32, PlacementConfig(), ranks, Groups()
+        )
+    assert loading.how == "weight by weight"
+    assert {parameter.device for parameter in module.parameters()} == {world.device}
+    assert [float(parameter[7, 7].cpu()) for parameter in module.parameters()] == [1, 2, 3, 4, 5]
+    assert peak() < 16 * 2**20, "the staging buffers are the accelerator's page-locked memory"
+    with peak_anonymous_memory() as peak:
+        load_whole(Source(folder.name, Wide, folder), torch.float32).to(world.device)
+    assert peak() > 300 * 2**20, "the library's way, for comparison"
+
+
+@on_ranks(2, soft=True)
+def test_a_component_that_the_device_cannot_hold_is_refused_on_all_ranks(world: World) -> None:
+    folder = world.tmp_path / "wide"
+    if world.rank == 0:
+        wide_model.write(folder)
+    ranks = joined(world)
+    ranks.gather(None)
+    free, capacity = torch.accelerator.get_memory_info(world.device)
+    torch.ops.soft.set_capacity(world.rank, capacity - free + 300 * 2**20)
+    before = torch.accelerator.memory_allocated()
+    with pytest.raises(UserError, match=r"wide \(rest: device\) needs 0.31 GiB of soft:0, which has 0.29 GiB left"):
+        load_component(Source(folder.name, Wide, folder), torch.float32, PlacementConfig(), ranks, Groups())
+    assert torch.accelerator.memory_allocated() == before
+    torch.ops.soft.set_capacity(world.rank, capacity)

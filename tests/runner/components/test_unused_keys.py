@@ -87,7 +87,7 @@ def test_no_placement_takes_the_slow_way_for_them_and_those_the_library_warns_of
     expected, info = cls.from_pretrained(path, output_loading_info=True)  # type: ignore[attr-defined]
     assert sorted(info["unexpected_keys"]) == told
     fast = {
-        "resident": "whole, by its library",
+        "resident": "weight by weight",
         "sharded": "each rank its slices",
         "host": "once a node, each rank its share",
         "disk": "block by block, whenever a block is wanted",
