@@ -63,9 +63,13 @@ class Offloaded:
         self._resident: dict[str, Slot] = {name: Slot(self._engine, units[name].num_bytes) for name in resident}
         self._outside: Slot | None = None
         self._ring: Ring | None = None
+        self._kept: tuple[UnitWeights, Slot] | None = None
+        self._calls = 0  # of entry points, in progress
+        self._has_failed = False  # one of them, so that the ring goes with the last
         self._edits: UnitEdits = {}
         self._overrides = Overrides()
         self._handles: list[RemovableHandle] = []
+        self._blocks: dict[str, nn.Module] = {}
 
     @property
     def is_up(self) -> bool:
@@ -101,6 +105,27 @@ class Offloaded:
         """Now."""
         outside = self._outside.buffer.numel() if self._outside else 0
         return self.bytes_at_rest + outside + (self._ring.num_bytes if self._ring else 0)
+
+    @property
+    def moving_blocks(self) -> dict[str, nn.Module]:
+        """Those whose weights cross anew at each pass; none where the window holds all that are streamed."""
+        return self._blocks if len(self._slot_sizes) < len(self._streamed) else {}
+
+    def keep(self, block: str) -> None:
+        """Bring a block up for several calls in a row, until `let_go`: its weights cross once, and to the order of what
+        comes next the calls count as one. Idempotent. Raises what the block's own call would: StoreError, and what an
+        edit raises.
+        """
+        unit = self._units[block]
+        if self._kept is None:  # a call that failed may have taken it down
+            self._kept = (unit, self._take(unit))
+        assert self._kept[0] is unit, "let go of one block before the next"
+
+    def let_go(self) -> None:
+        """Of the block that is kept. Idempotent."""
+        if self._kept is not None:
+            kept, self._kept = self._kept, None
+            self._release(*kept)
 
     def prefetch_head(self) -> None:
         """Make the ring and start to fetch the blocks that will run first; may come before `begin()`, where the memory
@@ -203,6 +228,7 @@ class Offloaded:
                 unit.attach(self.device)
             for name, slot in self._resident.items():
                 self._units[name].bind(slot)
+        self._blocks = {unit.name: blocks[unit.name] for unit in self._streamed}
         for unit in self._streamed:
             self._overrides.set(blocks[unit.name], "forward", self._around_block(unit, blocks[unit.name].forward))
         for entry in entry_points:
@@ -244,13 +270,19 @@ class Offloaded:
         @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
             self.begin()
+            self._calls += 1
             try:
                 with torch.no_grad():  # autograd would keep hold of buffers that other weights come into
                     return method(*args, **kwargs)
             except BaseException:  # also Ctrl-C, which may come between any two steps of the ring: make a new one
-                with normal_mode():
-                    self._close_ring()
+                self._has_failed = True
                 raise
+            finally:
+                self._calls -= 1
+                if self._has_failed and not self._calls:  # calls that are paused inside still read what is up
+                    self._has_failed = False
+                    with normal_mode():
+                        self._close_ring()
 
         return call
 
@@ -268,6 +300,10 @@ class Offloaded:
         return call
 
     def _take(self, unit: UnitWeights) -> Slot:
+        if self._kept is not None and self._kept[0] is unit:
+            slot = self._kept[1]
+            slot.users += 1
+            return slot
         with normal_mode():
             self.prefetch_head()
             assert self._ring is not None
@@ -297,6 +333,7 @@ class Offloaded:
     def _close_ring(self) -> None:
         """Fetches that nobody waited for are dropped with their errors: who needs those blocks will see them again."""
         ring, self._ring = self._ring, None
+        self._kept = None
         for unit in self._streamed:
             unit.unbind()
         if ring is not None:

@@ -3,10 +3,21 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from time import monotonic
 
 from runner.request import Request
 
 WAITING = "waiting"  # for the other ranks of the wave
+SOON = 0.05  # seconds between two of the many switches that the listener is told of
+
+
+@dataclass(frozen=True)
+class At:
+    """Where a request is that takes turns with others."""
+
+    stage: str
+    component: str | None
+    request: Request | None
 
 
 @dataclass
@@ -19,6 +30,8 @@ class Progress:
     request: Request | None = None  # while one is being made
     wave: Sequence[Request] = ()  # what all ranks are making, while a wave is made and recorded
     calls: int = 0  # of components, so far
+    switches: int = 0  # to another request of a group
+    told: float = 0.0  # when the listener was told of a switch
     listener: Callable[[], None] = field(default=lambda: None, repr=False)  # told when another request begins
 
     def doing(self, stage: str, component: str | None = None) -> None:
@@ -33,6 +46,19 @@ class Progress:
         self.doing(stage, component)
         self.calls += 1
 
+    @property
+    def at(self) -> At:
+        return At(self.stage, self.component, self.request)
+
+    def go_to(self, at: At) -> None:
+        """Another request of the group goes on, where it was. The listener hears of it (what ends a rank without a word
+        is laid to the request that it told of last), but not of each of a thousand a second."""
+        self.stage, self.component, self.request = at.stage, at.component, at.request
+        self.switches += 1
+        if (now := monotonic()) - self.told > SOON:
+            self.told = now
+            self.listener()
+
     def waiting(self) -> None:
         self.stage, self.component, self.request = WAITING, None, None
 
@@ -42,6 +68,6 @@ class Progress:
         yield
         self.wave = ()
 
-    def position(self) -> tuple[str, str | None, int]:
+    def position(self) -> tuple[str, str | None, int, int]:
         """Changes whenever this rank gets on."""
-        return self.stage, self.request.id if self.request else None, self.calls
+        return self.stage, self.request.id if self.request else None, self.calls, self.switches

@@ -6,6 +6,7 @@ from sharding.loading import LoadReport, load_sharded, set_dtype
 from sharding.mesh import build_mesh
 from sharding.priming import is_primed, prime
 from sharding.recovery import OutsideRead
+from sharding.shared_pass import keep, let_go, moving_blocks, resume_forward
 from sharding.state import Sharding, bytes_per_rank, is_sharded, sharding_of
 from sharding.verification import MixedModesUnsafe, verify_mixed_modes
 from weights.checkpoint import CheckpointError, KeysDiffer
@@ -23,10 +24,14 @@ __all__ = [
     "fake_world",
     "is_primed",
     "is_sharded",
+    "keep",
     "layout",
+    "let_go",
     "load_sharded",
+    "moving_blocks",
     "prime",
     "reshard",
+    "resume_forward",
     "set_dtype",
     "shard",
     "sharding_of",

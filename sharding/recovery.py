@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -19,27 +20,43 @@ class OutsideRead(RuntimeError):
 def guard_methods(root: nn.Module, names: Iterable[str]) -> None:
     """Wrap methods of `root` so that an error inside them resets FSDP's state and names a block read from outside.
 
-    FSDP leaves its iteration state undefined when a forward raises; without the reset the next call fails too.
+    FSDP leaves its iteration state undefined when a forward raises; without the reset the next call fails too. Where
+    several calls are inside at once (they take turns), the last one resets it: the others still read what is gathered.
     """
+    calls = _Calls()
     for name in names:
-        Overrides().set(root, name, _guarded(root, getattr(root, name)))
+        Overrides().set(root, name, _guarded(root, getattr(root, name), calls))
 
 
-def _guarded(root: nn.Module, method: Callable[..., Any]) -> Callable[..., Any]:
+@dataclass
+class _Calls:
+    """Of a root's methods, in progress; and whether one of them failed."""
+
+    inside: int = 0
+    has_failed: bool = False
+
+
+def _guarded(root: nn.Module, method: Callable[..., Any], calls: _Calls) -> Callable[..., Any]:
     @functools.wraps(method)
     def guarded(*args: Any, **kwargs: Any) -> Any:
+        assert isinstance(root, FSDPModule)
+        calls.inside += 1
         try:
             return method(*args, **kwargs)
-        except Exception as error:
-            assert isinstance(root, FSDPModule)
-            reader = _reader_of_sharded_weights(root, error)
-            root.reset_iter_state()
+        except BaseException as error:
+            calls.has_failed = True
+            reader = _reader_of_sharded_weights(root, error) if isinstance(error, Exception) else None
             if reader is None:
                 raise
             raise OutsideRead(
                 f"{reader} of {type(root).__name__} is read from outside its block, while the block's weights are "
                 "sharded; keep this component whole on every rank (replicate it) instead of sharding it"
             ) from error
+        finally:
+            calls.inside -= 1
+            if calls.has_failed and not calls.inside:
+                calls.has_failed = False
+                root.reset_iter_state()
 
     return guarded
 

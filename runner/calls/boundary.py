@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 from runner.calls.finite import require_finite
 from runner.calls.generation import generate_in_step
 from runner.calls.lockstep import Lockstep
+from runner.calls.turns import seconds_paused, this_turn
 from runner.components.component import METHODS, Component, look_ahead
 from runner.components.resolver import Decision, enter
 from runner.progress import Progress
@@ -28,13 +30,13 @@ class Timings:
     seconds: dict[str, float] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
 
-    def add(self, stage: str, seconds: float) -> None:
+    def add(self, stage: str, seconds: float, calls: int = 1) -> None:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-        self.calls[stage] = self.calls.get(stage, 0) + 1
+        self.calls[stage] = self.calls.get(stage, 0) + calls
 
 
 class Boundaries:
-    """Hooks on every component of a pipeline, put on once; they do nothing but inside `request()`.
+    """Hooks on every component of a pipeline, put on once; they do nothing but inside `group()` and `request()`.
 
     There, every call of a component enters the component's mode, in step with the other ranks. When a call begins
     another stage, and at the end, the weights that the components of the last stage brought up are released; the first
@@ -60,25 +62,34 @@ class Boundaries:
         self._sharded = {component.name for component in components if component.is_sharded}
         self._overrides = Overrides()
         self._handles: list[Any] = []
-        # What belongs to the request that is being made:
-        self._is_active = False
-        self._open: list[tuple[nn.Module, ExitStack]] = []  # calls in progress, the innermost last
+        # Of the request that is being made, in its context: the calls in progress, the innermost last.
+        self._calls: ContextVar[list[tuple[nn.Module, ExitStack]] | None] = ContextVar("_calls", default=None)
+        # Of all requests that are being made together:
         self._stage: str | None = None
         self._up: dict[str, Component] = {}  # may have weights up
         for component in components:
             self._install(component)
 
     @contextmanager
-    def request(self) -> Iterator[None]:
-        """Around the pipeline's own call, for one request."""
-        self._is_active, self._stage = True, None
+    def group(self) -> Iterator[None]:
+        """Around the calls of requests that share what comes up; what is up in the end is released."""
+        self._stage = None
         try:
             yield
         finally:
-            self._is_active = False
-            while self._open:  # an interrupt left them
-                self._open.pop()[1].close()
             self._release(except_in=None)
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Around the pipeline's own call, for one request of a group."""
+        calls: list[tuple[nn.Module, ExitStack]] = []
+        self._calls.set(calls)
+        try:
+            yield
+        finally:
+            self._calls.set(None)
+            while calls:  # an interrupt left them
+                calls.pop()[1].close()
 
     def close(self) -> None:
         """Take everything off the modules again."""
@@ -103,14 +114,19 @@ class Boundaries:
             generate_in_step(module, self._lockstep, self._overrides)
 
     def _before(self, component: Component, *_: Any) -> None:
-        if self._is_active:
+        if self._calls.get() is not None:
             self._begin(component, component.stage, "forward")
 
     def _after(self, component: Component, *_: Any) -> None:
         # torch runs this hook also where `_before` raised and opened nothing.
-        if self._open and self._open[-1][0] is component.module:
-            self._open.pop()[1].close()
-        if not self._open and sys.exception() is None:
+        calls = self._calls.get()
+        if not calls:
+            return
+        if calls[-1][0] is component.module:
+            calls.pop()[1].close()
+        if not calls and (turn := this_turn()) is not None:
+            turn.server.after_call(turn)
+        if not calls and sys.exception() is None:
             self._lockstep.inside = None
 
     def _around_method(self, component: Component, name: str) -> Callable[..., Any]:
@@ -119,7 +135,7 @@ class Boundaries:
 
         @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if not self._is_active:
+            if self._calls.get() is None:
                 return method(*args, **kwargs)
             if name == "decode":
                 self._progress.doing(stage, component.name)
@@ -136,18 +152,26 @@ class Boundaries:
         return call
 
     def _begin(self, component: Component, stage: str, entry: str) -> None:
+        calls = self._calls.get()
+        assert calls is not None
         with ExitStack() as stack:
-            if not self._open:  # a call within a call belongs to the outer one
+            if not calls:  # a call within a call belongs to the outer one
                 self._progress.calling(stage, component.name)
-                if component.name in self._sharded:
-                    place = f"{stage}/{component.name}.{entry}"
-                    self._lockstep.meet(place)
-                    self._lockstep.inside = place
+                self._wait_for_others(component, stage, f"{stage}/{component.name}.{entry}")
                 self._enter_stage(stage, component)
-                stack.callback(self._take_time, stage, time.perf_counter())
+                stack.callback(self._take_time, stage, _own_time())
             stack.enter_context(enter(self.decisions[component.name].mode, self._device_type))
             stack.enter_context(_named_range(stage, component.name))
-            self._open.append((component.module, stack.pop_all()))
+            calls.append((component.module, stack.pop_all()))
+
+    def _wait_for_others(self, component: Component, stage: str, place: str) -> None:
+        """For requests that take turns with this one, and for ranks that share the component's weights."""
+        if (turn := this_turn()) is not None:
+            turn.server.at_call(turn, stage, component.name, place)
+        elif component.name in self._sharded:
+            self._lockstep.meet(place)
+        if component.name in self._sharded:
+            self._lockstep.inside = place
 
     def _enter_stage(self, stage: str, component: Component) -> None:
         if stage != self._stage:
@@ -159,7 +183,7 @@ class Boundaries:
             self._up[following.name] = following
 
     def _take_time(self, stage: str, start: float) -> None:
-        self.timings.add(stage, time.perf_counter() - start)
+        self.timings.add(stage, _own_time() - start)
 
     def _release(self, except_in: str | None) -> None:
         with normal_mode():
@@ -167,6 +191,10 @@ class Boundaries:
                 if except_in is None or component.stage != except_in:
                     component.release()
                     del self._up[name]
+
+
+def _own_time() -> float:
+    return time.perf_counter() - seconds_paused()
 
 
 def _named_range(stage: str, component: str) -> AbstractContextManager[Any]:

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ from runner.calls.randomness import generator_states, set_generators
 from runner.calls.recorded import NotKept, fingerprint, pack, unpack
 from runner.calls.stateful import state_of, what_changed, why_stateful
 from runner.calls.steps import Steps
+from runner.calls.turns import seconds_paused
 from runner.components.component import Component
 from runner.components.resolver import enter
 from runner.health.stderr import say
@@ -119,10 +121,16 @@ class Replay:
         self._called: set[str] = set()
         self._doubted: set[str] = set()
         self._seconds: dict[str, float] = {}  # that a request of a kind took
-        self._inside: _Inside | None = None
+        self._making: ContextVar[_Inside | None] = ContextVar("_making", default=None)
+        self._under_way: list[_Inside] = []  # several where requests take turns
         for component in self._components:
             inner = component.module._call_impl
             self._overrides.set(component.module, "_call_impl", functools.partial(self._call, component, inner))
+
+    @property
+    def _inside(self) -> _Inside | None:
+        """Of the request that is being made in this context."""
+        return self._making.get()
 
     def close(self) -> None:
         self._overrides.undo()
@@ -132,7 +140,9 @@ class Replay:
         """Around the pipeline's own call. When it is left, however, what was logged is on the disk."""
         kind = alike_text(request.call)
         wanted = True if resume.always or not resume.log.is_at_end else self._is_worth(kind)
-        self._inside = _Inside(resume, generator, kind, wanted)
+        inside = _Inside(resume, generator, kind, wanted)
+        self._making.set(inside)
+        self._under_way.append(inside)
         self._steps.start()
         for component in self._components:
             if wanted is not False and self._off is None and (reason := why_stateful(component.module)) is not None:
@@ -140,13 +150,14 @@ class Replay:
         self.kept.calls_left = 0
         try:
             yield
-            if not self._inside.replayed:
-                self._seconds[kind] = time.monotonic() - self._inside.begun
+            if not inside.replayed:
+                self._seconds[kind] = time.monotonic() - inside.begun
         except (StoppedInside, PeerLeft):
-            self.kept.calls_left = resume.log.number if resume.log.writes else 0
+            self.kept.calls_left += resume.log.number if resume.log.writes else 0
             raise
         finally:
-            self._inside = None
+            self._making.set(None)
+            self._under_way.remove(inside)
             resume.log.close()
             self.kept.bytes_logged += resume.log.bytes_appended
 
@@ -218,13 +229,13 @@ class Replay:
     def _computed(
         self, inside: _Inside, component: Component, called: str, compute: Callable[[], Any], inputs: Any
     ) -> Any:
-        module, start = component.module, time.perf_counter()
+        module, start = component.module, time.perf_counter() - seconds_paused()
         states, held = generator_states(self._device, inside.generator), state_of(module)
-        before = time.perf_counter()
+        before = time.perf_counter() - seconds_paused()
         output = compute()
         if self._device.type != "cpu":
             torch.accelerator.synchronize(self._device)
-        after = time.perf_counter()
+        after = time.perf_counter() - seconds_paused()
         try:
             if fingerprint(component.name, *inputs) != called:
                 raise NotKept("it writes into what it is called with")
@@ -239,7 +250,7 @@ class Replay:
         inside.seconds.append(seconds)
         header = {"call": called, "component": component.name, "seconds": seconds, "output": tree, "drew": drew}
         self._keep(inside, header, body)
-        self.kept.seconds_logging += time.perf_counter() - start - seconds
+        self.kept.seconds_logging += time.perf_counter() - seconds_paused() - start - seconds
         return output
 
     def _doubt(self, component: Component, changed: str | None) -> None:
@@ -296,9 +307,9 @@ class Replay:
         """For good: what was logged so far cannot stand for the calls either."""
         self._off = reason
         say(f"resume_inside: {reason}; no calls are logged, and a request that is cut short begins anew")
-        if self._inside is not None:
-            self._inside.held.clear()
-            self._inside.resume.log.drop(self._off)
+        for inside in self._under_way:
+            inside.held.clear()
+            inside.resume.log.drop(self._off)
 
     # Stopping.
 

@@ -2,9 +2,17 @@
 
 import operator
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 from weights.overrides import Overrides
+
+
+@dataclass
+class _Count:
+    done: int = 0
+    total: int = 0
 
 
 class Steps:
@@ -15,22 +23,31 @@ class Steps:
     """
 
     def __init__(self, stock: Any, overrides: Overrides) -> None:
-        self.done = self.total = 0
+        self._counted_in: ContextVar[_Count | None] = ContextVar("_count", default=None)
         if callable(getattr(stock, "progress_bar", None)):
             overrides.set(stock, "progress_bar", self._around(stock.progress_bar))
 
+    @property
+    def done(self) -> int:
+        return self._count().done
+
+    @property
+    def total(self) -> int:
+        return self._count().total
+
     def start(self) -> None:
-        self.done = self.total = 0
+        """Of the request that begins in this context; others in contexts of their own count on."""
+        self._counted_in.set(_Count())
 
     def _around(self, progress_bar: Any) -> Any:
         def counted(iterable: Iterable[Any] | None = None, total: int | None = None) -> Any:
             if iterable is not None:
                 return progress_bar(self._counted(iterable), total)
             bar = progress_bar(iterable, total)
-            self.done, self.total, update = 0, total or 0, bar.update
+            count, update = self._restarted(total or 0), bar.update
 
             def counting(steps: float | None = 1) -> Any:
-                self.done += int(1 if steps is None else steps)
+                count.done += int(1 if steps is None else steps)
                 return update(steps)
 
             bar.update = counting
@@ -39,7 +56,19 @@ class Steps:
         return counted
 
     def _counted(self, iterable: Iterable[Any]) -> Iterator[Any]:
-        self.done, self.total = 0, operator.length_hint(iterable)
+        count = self._restarted(operator.length_hint(iterable))
         for item in iterable:
             yield item
-            self.done += 1
+            count.done += 1
+
+    def _restarted(self, total: int) -> "_Count":
+        count = self._count()
+        count.done, count.total = 0, total
+        return count
+
+    def _count(self) -> "_Count":
+        count = self._counted_in.get()
+        if count is None:
+            count = _Count()
+            self._counted_in.set(count)
+        return count

@@ -2,8 +2,10 @@
 
 import socket
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +34,7 @@ from runner.world import World
 def run_job(
     requests: Sequence[Request], pipeline: Pipeline, job: JobConfig, world: World, *, folder: JobFolder, watch: Watch
 ) -> list[Settled]:
-    """Make the requests: in each wave, each team makes one. Rank 0 records them after each wave.
+    """Make the requests: in each wave, each team makes one, or `job.group` together. Rank 0 records them.
 
     Ends early when the job is asked to stop: between two waves, or inside requests that keep a log of their calls.
     Returns what was tried, on every rank.
@@ -42,17 +44,19 @@ def run_job(
     if world.rank == 0:
         keep_only(folder.files, [request.id for request in requests])
     in_step = pipeline.lockstep.size
-    waves = Waves(requests, [in_step] * (world.team.count // in_step))
+    tried = [request.id for request in requests if folder.state.attempts.get(request.id)]
+    waves = Waves(requests, [in_step] * (world.team.count // in_step), job.group, tried)
     bar = tqdm(total=len(requests), desc="generating", unit="picture", disable=world.rank != 0 or None)
+    making = _Making(pipeline, job, folder, logs, watch, bar)
     with bar:
         for wave in watch.until_stopped(waves):
             folder.check()
-            results = _make_wave(wave, pipeline, job, world, folder, logs)
+            results = _make_wave(wave, making)
             again = [result for result in results if isinstance(result, Repeat)]
             waves.again([result.request for result in again], alone=any(result.alone for result in again))
             done = [result for result in results if isinstance(result, Made | Failed)]
             settled += done
-            bar.update(len(done))
+            bar.update(len(settled) - bar.n)
             if pipeline.replay is not None and (told := str(pipeline.replay.kept)):
                 bar.set_postfix_str(told)
     if world.rank == 0:
@@ -71,32 +75,91 @@ def _call_logs(pipeline: Pipeline, job: JobConfig, folder: JobFolder, watch: Wat
     return CallLogs(folder.files, decides, watch.time_left, always=job.resume_inside is True, writes=is_first)
 
 
-def _make_wave(
-    wave: Wave, pipeline: Pipeline, job: JobConfig, world: World, folder: JobFolder, logs: CallLogs | None
-) -> list[Result]:
+@dataclass(frozen=True)
+class _Making:
+    """What every wave is made with."""
+
+    pipeline: Pipeline
+    job: JobConfig
+    folder: JobFolder
+    logs: CallLogs | None
+    watch: Watch
+    bar: Any
+
+
+def _make_wave(wave: Wave, making: _Making) -> list[Result]:
     """Make a wave and record it. Collective; the results of all teams, on every rank."""
-    requests = [task.request for task in wave if task is not None and not task.is_filler]
-    progress = pipeline.progress
+    requests = [task.request for team in wave for task in team if not task.is_filler]
+    pipeline, folder = making.pipeline, making.folder
+    progress, world = pipeline.progress, pipeline.world
     with progress.making_wave(requests):
         folder.manifest.begin([request.id for request in requests])
-        task = wave[world.team.index]
-        mine: Result | None = None
-        if task is not None:
-            mine = _make(task, pipeline, job, folder, logs)
+        mine: list[Result] = []
+        tasks = wave[world.team.index]
+        if len(tasks) > 1:
+            _make_group(tasks, making, mine)
+        elif tasks:
+            _make_one(tasks[0], making, mine)
         else:
             _switch_along(requests[0], pipeline)
         progress.waiting()
-        results = [result for result in world.gather(mine) if result is not None]
+        results = [result for results in world.gather(mine) for result in results]
         progress.doing("record")
         folder.manifest.withdraw([result.request.id for result in results if isinstance(result, Repeat | Stopped)])
-        made = [result.line for result in results if isinstance(result, Made)]
-        failed = [result.failure for result in results if isinstance(result, Failed)]
-        folder.manifest.record(made, failed, folder.state.attempts)
-        if world.rank == 0:
-            # Other failures may have come after an hour of calls that are right, as of memory that the decoder lacked.
-            wrong = [failure for failure in failed if failure.error == NotFinite.__name__]
-            remove_logs_of(folder.files, [line.id for line in (*made, *wrong)])
+        if world.size > 1:
+            _record(results, folder, is_first=world.rank == 0)
     return results
+
+
+def _record(results: Sequence[Result], folder: JobFolder, *, is_first: bool) -> None:
+    """What was made and what failed; with several ranks when a wave ends, alone as soon as a request does."""
+    made = [result.line for result in results if isinstance(result, Made)]
+    failed = [result.failure for result in results if isinstance(result, Failed)]
+    folder.manifest.record(made, failed, folder.state.attempts)
+    if is_first:
+        # Other failures may have come after an hour of calls that are right, as of memory that the decoder lacked.
+        wrong = [failure for failure in failed if failure.error == NotFinite.__name__]
+        remove_logs_of(folder.files, [line.id for line in (*made, *wrong)])
+
+
+def _make_one(task: Task, making: _Making, results: list[Result]) -> None:
+    start = perf_counter()
+    resume = making.logs.open(task.request, is_filler=task.is_filler) if making.logs else None
+
+    def outcome() -> Any:
+        return making.pipeline(task.request, resume)
+
+    _settle(task, outcome, making, results, lambda: perf_counter() - start)
+
+
+def _make_group(tasks: Sequence[Task], making: _Making, results: list[Result]) -> None:
+    """Make several requests together; each is written as soon as its own call ends."""
+    logs = making.logs
+    resumes = [logs.open(task.request, is_filler=task.is_filler) if logs else None for task in tasks]
+
+    def ended(index: int, outcome: Callable[[], Any], seconds: float) -> None:
+        _settle(tasks[index], outcome, making, results, lambda: seconds)
+
+    requests = [task.request for task in tasks]
+    making.pipeline.make_together(requests, resumes, ended, lambda: making.watch.stop_reason is not None)
+
+
+def _settle(
+    task: Task,
+    outcome: Callable[[], Any],
+    making: _Making,
+    results: list[Result],
+    seconds: Callable[[], float],
+) -> None:
+    """Make the request, or take what it gave, and write its file. Filler work has no result."""
+    result = _result(task, outcome, making, seconds)
+    if result is None:
+        return
+    results.append(result)
+    if making.pipeline.world.size == 1:
+        _record([result], making.folder, is_first=True)
+    if isinstance(result, Made | Failed):
+        making.bar.update()
 
 
 def _switch_along(request: Request, pipeline: Pipeline) -> None:
@@ -107,18 +170,17 @@ def _switch_along(request: Request, pipeline: Pipeline) -> None:
         return  # the same on the ranks that have requests, which record it
 
 
-def _make(task: Task, pipeline: Pipeline, job: JobConfig, folder: JobFolder, logs: CallLogs | None) -> Result | None:
-    """Make a request and write its file; None for filler work."""
-    request, start = task.request, perf_counter()
+def _result(task: Task, outcome: Callable[[], Any], making: _Making, seconds: Callable[[], float]) -> Result | None:
+    request, pipeline = task.request, making.pipeline
     try:
-        made = pipeline(request, logs.open(request, is_filler=task.is_filler) if logs else None)
+        made = outcome()
         if task.is_filler:
             return None
         if isinstance(made, np.ndarray):  # pictures come from a decoder whose pixels were looked at
             require_finite("pixels", torch.from_numpy(made))
-        saved = save(made, request, folder.files, job.fps)
+        saved = save(made, request, making.folder.files, making.job.fps)
     except StoppedInside as stop:
-        return Stopped(request, stop.calls)
+        return None if task.is_filler else Stopped(request, stop.calls)
     except PeerLeft as error:
         # Alone, a request has only its own repetitions beside it: out of step with itself, it cannot be made.
         if task.is_filler:
@@ -132,8 +194,8 @@ def _make(task: Task, pipeline: Pipeline, job: JobConfig, folder: JobFolder, log
         if isinstance(error, torch.OutOfMemoryError):
             _free_memory(error)
         return None if task.is_filler else Failed(request, failure)
-    seconds = round(perf_counter() - start, 3)
-    return Made(request, ManifestLine(**request.described(), **saved, rank=pipeline.world.rank, seconds=seconds))
+    line = ManifestLine(**request.described(), **saved, rank=pipeline.world.rank, seconds=round(seconds(), 3))
+    return Made(request, line)
 
 
 def _free_memory(error: BaseException) -> None:

@@ -1,7 +1,7 @@
-"""Requests in waves: in each wave every team makes one, alike where teams must stay in step."""
+"""Requests in waves: in each wave every team makes one, or a group of them, alike where teams must stay in step."""
 
 from collections import deque
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,29 +11,35 @@ from runner.request import Request
 
 @dataclass(frozen=True)
 class Task:
-    """What a team does in a wave. `is_filler`: the result is dropped, the ranks in step with it need its forwards.
-    `is_alone`: the teams in step with this one make no other request."""
+    """A request that a team makes. `is_filler`: the result is dropped, the ranks in step with it need its forwards.
+    `is_alone`: the teams in step with this one make no other request beside it."""
 
     request: Request
     is_filler: bool = False
     is_alone: bool = False
 
 
-Wave = Sequence[Task | None]
-"""A task for each team, by its index; None where a team, and all that keep in step with it, have nothing to do."""
+Wave = Sequence[Sequence[Task]]
+"""What each team makes together, by its index: as many tasks as the teams in step with it, each alike theirs in the
+same place; none where they all have nothing to do."""
 
 
 class Waves:
     """Hands out requests in their order, a wave at a time.
 
-    `groups` are the sizes of the groups of teams that keep in step, in the order of the teams: one team each where no
+    `in_step` are the sizes of the groups of teams that keep in step, in the order of the teams: one team each where no
     weights are sharded, all of them where all ranks share one copy, something between with several sharded copies.
-    Requests that go to one group are alike. Groups do not wait for each other within a wave. A wave has one set of
-    adapters, since weights may be one copy for all ranks of a node.
+    Requests that go to one such group are alike. Groups do not wait for each other within a wave. A wave has one set of
+    adapters, since weights may be one copy for all ranks of a node. `together` is how many requests a team makes in one
+    go, at most; it may change from wave to wave. Those `tried` before in vain are made one by one: should one of them
+    end the job again, it takes no other along.
     """
 
-    def __init__(self, requests: Sequence[Request], groups: Sequence[int]) -> None:
-        self._sizes = groups
+    def __init__(
+        self, requests: Sequence[Request], in_step: Sequence[int], together: int = 1, tried: Collection[str] = ()
+    ) -> None:
+        self.together = together
+        self._sizes, self._tried = in_step, tried
         self._kinds: dict[Hashable, deque[Request]] = {}
         self._alone: deque[Request] = deque()
         for request in requests:
@@ -46,11 +52,10 @@ class Waves:
     def next(self) -> Wave:
         """The next wave; of idle teams only when nothing is left."""
         taken = [[self._alone.popleft()]] if self._alone else self._take()
-        wave: list[Task | None] = []
+        wave: list[list[Task]] = []
         for size, requests in zip(self._sizes, [*taken, *([[]] * len(self._sizes))], strict=False):
-            filler = Task(requests[0], is_filler=True) if requests else None
-            tasks = [Task(request, is_alone=len(requests) == 1) for request in requests]
-            wave += [*tasks, *[filler] * (size - len(tasks))]
+            rows = [_row(requests[first : first + size], size) for first in range(0, len(requests), size)]
+            wave += [[row[team] for row in rows] for team in range(size)]
         return wave
 
     def again(self, requests: Sequence[Request], *, alone: bool = False) -> None:
@@ -64,18 +69,35 @@ class Waves:
     def _take(self) -> list[list[Request]]:
         """For each group, as long as there are any, requests of one kind; all with the adapters of the first."""
         taken: list[list[Request]] = []
-        for size in self._sizes:
+        for place, size in enumerate(self._sizes):
             adapters = taken and tuple(taken[0][0].lora.items())
             kind = next((k for k in self._kinds.values() if not taken or tuple(k[0].lora.items()) == adapters), None)
             if kind is None:
                 break
-            taken.append([kind.popleft() for _ in range(min(size, len(kind)))])
+            together = 1 if kind[0].id in self._tried else self.together
+            number = size * _rows(-(-len(kind) // size), len(self._sizes) - place, together)
+            taken.append([kind.popleft() for _ in range(min(number, len(kind)))])
             self._kinds = {key: kind for key, kind in self._kinds.items() if kind}
         return taken
 
     def _kind(self, request: Request) -> deque[Request]:
         alike = alike_key(request.call) if max(self._sizes) > 1 else None
-        return self._kinds.setdefault((alike, tuple(request.lora.items())), deque())
+        key = (alike, tuple(request.lora.items()), request.id in self._tried)
+        return self._kinds.setdefault(key, deque())
+
+
+def _row(requests: Sequence[Request], size: int) -> list[Task]:
+    """A task for each of the teams in step; those that have no request of their own repeat the first one."""
+    tasks = [Task(request, is_alone=len(requests) == 1) for request in requests]
+    return tasks + [Task(requests[0], is_filler=True)] * (size - len(tasks))
+
+
+def _rows(left: int, groups: int, together: int) -> int:
+    """How many of the rows that are left the first of so many groups takes: as few waves as can be, all alike. A last
+    wave of a single request would bring up all weights for it alone."""
+    waves = -(-left // (groups * together))
+    a_wave = -(-left // waves)
+    return -(-a_wave // groups)
 
 
 def alike_key(call: Mapping[str, Any]) -> str:

@@ -1,15 +1,18 @@
 """Calls a stock diffusers pipeline, unmodified, over components that are placed."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 
 from runner.calls.boundary import Boundaries, Timings
+from runner.calls.lift import Lift
 from runner.calls.lockstep import Lockstep
 from runner.calls.randomness import set_global_generators
 from runner.calls.replay import Replay, Resume
+from runner.calls.switches import Switch
 from runner.components.component import components_of
 from runner.components.load import Groups, Loading
 from runner.components.resolver import Decision, ExecutionMode, enter, resolve
@@ -17,6 +20,7 @@ from runner.config import Leave, LoraConfig
 from runner.inputs.arguments import arguments_of
 from runner.inputs.decode import decoded
 from runner.pipeline.adapters import Adapters
+from runner.pipeline.shell import own_shell
 from runner.progress import Progress
 from runner.request import Request
 from runner.world import World
@@ -52,6 +56,7 @@ class Pipeline:
         self.lockstep = Lockstep(self._groups.in_step)
         decisions = resolve(self.components, leave)
         self._boundaries = Boundaries(self.components, decisions, world.device.type, self.lockstep, self.progress)
+        self._lift: Lift | None = None
         self.replay: Replay | None = None
         self.arguments = arguments_of(type(stock))
 
@@ -84,14 +89,46 @@ class Pipeline:
         With `resume`, the calls that its log has are not made again; StoppedInside is raised where the job is asked to
         stop and the request cannot finish in time.
         """
+        with self.lockstep.request(), self._boundaries.group():
+            return self._made(self.stock, request, resume)
+
+    def make_together(
+        self,
+        requests: Sequence[Request],
+        resumes: Sequence[Resume | None],
+        ended: Callable[[int, Callable[[], Any], float], None],
+        is_stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Make requests that have the same adapters in one go: weights that come up serve all of them.
+
+        `ended(index, outcome, seconds)` is called for each as soon as its call ends, in any order, while the others
+        wait; `outcome()` gives or raises what the pipeline's own call for it would, `seconds` is how long its own work
+        took. Requests that have not begun to denoise
+        when the job `is_stopping` raise StoppedInside. As in a call, the ranks that hold one copy of sharded weights
+        make as many requests together, each alike the one of its index on the other ranks.
+        """
+        if self._lift is None:
+            self._lift = Lift(self.components, self.lockstep, self.timings)
+
+        def body(request: Request, resume: Resume | None) -> Any:
+            with self.lockstep.turn():
+                return self._made(own_shell(self.stock), request, resume)
+
+        bodies = [partial(body, *one) for one in zip(requests, resumes, strict=True)]
+        switch = Switch(self.world.device, self.progress)
+        with self._boundaries.group():
+            self._lift.serve(bodies, lambda turn: ended(turn.index, turn.outcome, turn.seconds), switch, is_stopping)
+
+    def _made(self, stock: Any, request: Request, resume: Resume | None) -> Any:
         self.progress.making(request)
         inference = enter(ExecutionMode.INFERENCE, self.world.device.type)
         generator = torch.Generator("cpu").manual_seed(request.seed)
         replaying = self._replaying(request, resume, generator)
-        with self.lockstep.request(), inference, self._boundaries.request(), replaying:
+        with inference, self._boundaries.request(), replaying:
             self.adapters.set(request.lora)
             set_global_generators(request.seed, self.world.device)
             output = self._call_stock(
+                stock,
                 **self.arguments.of_prompt(request.prompt),
                 **decoded(request.call, self.world.device),
                 generator=generator,
@@ -106,9 +143,9 @@ class Pipeline:
             return nullcontext()
         return self.replay.request(request, resume, generator)
 
-    def _call_stock(self, **arguments: Any) -> Any:
+    def _call_stock(self, stock: Any, **arguments: Any) -> Any:
         try:
-            return self.stock(**arguments)
+            return stock(**arguments)
         except RuntimeError as error:
             name = self.progress.component or ""
             decision = self.decisions.get(name, Decision(ExecutionMode.INFERENCE, ""))
@@ -123,6 +160,8 @@ class Pipeline:
         """Leave the stock pipeline as it was placed, without boundaries; what brings offloaded blocks ends too."""
         if self.replay is not None:
             self.replay.close()
+        if self._lift is not None:
+            self._lift.close()
         self._boundaries.close()
         if self._groups.engine is not None:
             self._groups.engine.close()

@@ -22,6 +22,11 @@ FILES = "inputs as files are not there yet"  # a gap
 PICTURE, OTHER, MASK, CLIP = File("picture.png"), File("other.png"), File("mask.png"), File("clip.mp4")
 
 
+def array(*shape: int) -> File:
+    """Random numbers."""
+    return File(f"{'x'.join(map(str, shape))}.npy")
+
+
 @dataclass(frozen=True)
 class Case:
     """One class of diffusers' pipelines, over tiny random parts.

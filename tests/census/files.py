@@ -1,10 +1,11 @@
-"""The files that cases are given: pictures, a mask and a clip of a few pixels; and how stock code reads them."""
+"""The files that cases are given: pictures, a mask, a clip of a few pixels, numbers; and how stock code reads them."""
 
 from pathlib import Path
 from typing import Any
 
 import imageio
 import numpy as np
+import torch
 from diffusers.utils import load_image, load_video
 from PIL import Image
 
@@ -14,7 +15,10 @@ NUM_FRAMES = 9
 
 def write_file(folder: Path, name: str) -> None:
     """Write the input file of this name."""
-    if name.endswith(".mp4"):
+    if name.endswith(".npy"):
+        shape = [int(size) for size in name.removesuffix(".npy").split("x")]
+        np.save(folder / name, np.random.default_rng(4).standard_normal(shape, np.float32))
+    elif name.endswith(".mp4"):
         frames = [_picture(seed=10 + i) for i in range(NUM_FRAMES)]
         imageio.mimwrite(folder / name, frames, fps=8, macro_block_size=1)  # type: ignore[arg-type]
     else:
@@ -24,6 +28,8 @@ def write_file(folder: Path, name: str) -> None:
 
 def read_as_stock(path: Path) -> Any:
     """As the documentation of diffusers reads a file for a pipeline."""
+    if path.suffix == ".npy":
+        return torch.from_numpy(np.load(path))
     return load_video(str(path)) if path.suffix == ".mp4" else load_image(str(path))
 
 

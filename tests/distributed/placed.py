@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +52,48 @@ def component_names(family: str, path: Path, placed: str) -> list[str]:
 
 def call(pipeline: Pipeline, family: str, index: int, output_type: str = "np") -> torch.Tensor:
     """The family's request number `index`, made by the runner."""
+    return torch.as_tensor(pipeline(request_of(family, index, output_type)))
+
+
+def request_of(family: str, index: int, output_type: str = "np", **differs: Any) -> Request:
+    """Its seed is its number; the prompts are said again after the last one."""
     described = tiny.FAMILIES[family]
-    prompt = described.prompts[index]
+    prompt = described.prompts[index % len(described.prompts)]
     text = prompt[0] if isinstance(prompt, list) else prompt
-    return torch.as_tensor(pipeline(Request(text, index, described.call, output_type=output_type)))
+    return Request(text, index, {**described.call, **differs}, output_type=output_type)
+
+
+def call_together(pipeline: Pipeline, requests: Sequence[Request]) -> list[torch.Tensor]:
+    """The pictures of requests that are made together."""
+    made: dict[int, torch.Tensor] = {}
+
+    def ended(index: int, outcome: Callable[[], Any], seconds: float) -> None:
+        made[index] = torch.as_tensor(outcome())
+
+    pipeline.make_together(requests, [None] * len(requests), ended)
+    return [made[index] for index in range(len(requests))]
+
+
+def expect_stock_bits_together(pipeline: Pipeline, family: str, path: Path, first: int, numbers: Sequence[int]) -> None:
+    """Of groups of so many requests, from `first` on, in the weights scope and in the component scope."""
+    decisions = {leave: resolve(pipeline.components, leave) for leave in Leave}
+    for leave in (Leave.weights, Leave.component):
+        pipeline.decisions = decisions[leave]
+        for number in numbers:
+            made = call_together(pipeline, [request_of(family, first + i) for i in range(number)])
+            for index, picture in enumerate(made):
+                assert torch.equal(picture, stock_bits(family, path, first + index)), (leave, number, index)
+    assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
+    for component in pipeline.components:
+        for name, tensor in (*component.module.named_parameters(), *component.module.named_buffers()):
+            assert not tensor.is_inference(), f"{component.name}.{name}"
 
 
 def run_prompts(
-    world: TestWorld, pipeline: Pipeline, output: Path, prompts: Sequence[Prompt]
+    world: TestWorld, pipeline: Pipeline, output: Path, prompts: Sequence[Prompt], **settings: Any
 ) -> tuple[list[Settled], dict[tuple[str | int, int], np.ndarray]]:
     """Run a job; what became of its requests in order, and its pictures by prompt and seed."""
-    job, ranks = JobConfig(output=str(output), format=Format.npy), joined(world)
+    job, ranks = JobConfig(output=str(output), format=Format.npy, **settings), joined(world)
     with taken(job, {}, ranks) as folder:
         last_line, limits = LastLine(folder.run_file, pipeline.progress), Limits(timeout=60, grace=10)
         with watching(ranks, pipeline.progress, last_line, limits, StopFile(output / "stop")) as watch:
@@ -70,7 +101,8 @@ def run_prompts(
             settled = run_job(requests, pipeline, job, ranks, folder=folder, watch=watch)
             ranks.gather(None)  # rank 0 has written the last line
     settled.sort(key=lambda result: result.request.number)
-    lines = [json.loads(line) for line in (output / "manifest.jsonl").read_text().splitlines()]
+    manifest = output / "manifest.jsonl"
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()] if manifest.exists() else []
     return settled, {(line["prompt"], line["seed"]): np.load(output / line["file"]) for line in lines}
 
 
@@ -78,7 +110,8 @@ def run_prompts(
 def stock_bits(family: str, path: Path, index: int, output_type: str = "np") -> torch.Tensor:
     """The same request, made by the stock pipeline in this one process."""
     described = tiny.FAMILIES[family]
-    made: Any = tiny.call_stock(_stock(path), described, described.prompts[index], index, output_type=output_type)
+    prompt = described.prompts[index % len(described.prompts)]
+    made: Any = tiny.call_stock(_stock(path), described, prompt, index, output_type=output_type)
     return torch.as_tensor(made[0])
 
 

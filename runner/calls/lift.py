@@ -1,0 +1,230 @@
+"""Whose turn it is: the requests of a group share each pass over the weights, served as a lift serves its floors.
+
+[Note: the lift] Each turn waits for a place: a component, or one of its blocks. While any are inside a component, the
+next block round the ring that one of them waits for comes up, and all that wait for it run it before the next one.
+When none is inside, it is the turn of the first component, in the order in which a pipeline works, that anyone waits
+for: all encode, then all denoise, then each decodes, and with two denoisers all are done with the first before the
+second. A call of a component that moves no weights, or is a decoder's, is not interrupted.
+
+Ranks that share weights serve alike, since their turns are alike and wait alike. They meet before each sweep of a
+sharded component, with the places of all turns; where these differ, the turns that differ leave on all ranks, and they
+meet again, so that what follows is the same on all.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any
+
+from torch import nn
+
+import sharding
+from runner.calls.boundary import Timings
+from runner.calls.lockstep import Lockstep, PeerLeft, left, out_of_step, who_left
+from runner.calls.moving import MovingBlock, moving_blocks
+from runner.calls.replay import StoppedInside
+from runner.calls.switches import Switch
+from runner.calls.turns import BEGIN, START, VOTE, Abandoned, Place, Turn, this_turn
+from runner.components.component import Component
+from weights.agreement import ranks_of
+from weights.modes import normal_mode
+from weights.overrides import moves_no_weights
+
+STAGES = ("encode", "denoise", "decode")
+_DENOISE = STAGES.index("denoise")
+
+
+class Lift:
+    """Serves groups of turns over the components of one pipeline; its hooks on their blocks stay until `close`."""
+
+    def __init__(self, components: Sequence[Component], lockstep: Lockstep, timings: Timings) -> None:
+        self._lockstep, self._timings = lockstep, timings
+        self._order = {component.name: number for number, component in enumerate(components)}
+        self._roots: dict[int, nn.Module] = {}  # of sharded components, by their number
+        self._blocks: dict[tuple[int, int], MovingBlock] = {}
+        self._handles: list[Any] = []
+        self._place = START
+        self._turns: list[Turn] = []
+        self._settled: set[Turn] = set()  # over on all ranks, however it ended on each
+        for number, component in enumerate(components):
+            self._install(number, component)
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _install(self, number: int, component: Component) -> None:
+        if component.is_sharded:
+            self._roots[number] = component.module
+        for index, block in enumerate(moving_blocks(component)):
+            self._blocks[number, index] = block
+
+            def gate(*_: Any, place: tuple[int, int] = (number, index)) -> None:
+                self._at_block(*place)
+
+            # Before FSDP's own hook and the offloader's wrapper, which bring weights up.
+            self._handles.append(block.module.register_forward_pre_hook(moves_no_weights(gate), prepend=True))
+
+    # In the turns.
+
+    def at_call(self, turn: Turn, stage: str, component: str, where: str) -> None:
+        """A call of the component is about to begin; returns when it may."""
+        turn.place, turn.where = Place(STAGES.index(stage), self._order[component]), where
+        if turn.place != self._place or turn.place.component in self._roots:
+            turn.wait()
+
+    def after_call(self, turn: Turn) -> None:
+        """The call is over, and the pipeline's own code goes on."""
+        self._switch.to_glue(turn.kept)
+
+    def _at_block(self, component: int, block: int) -> None:
+        turn = this_turn()
+        if turn is None or turn.place.component != component:  # outside a group, or within another component's call
+            return
+        turn.place = turn.place._replace(block=block)
+        if turn.place != self._place:
+            turn.wait()
+
+    # Between the turns.
+
+    def serve(
+        self,
+        bodies: Sequence[Callable[[], Any]],
+        ended: Callable[[Turn], None],
+        switch: Switch,
+        is_stopping: Callable[[], bool],
+    ) -> None:
+        """Run the bodies as turns to their ends, each told of at once by `ended`, while the others wait.
+
+        Turns that have not begun to denoise when the job `is_stopping` raise StoppedInside; those whose request failed
+        on another rank raise PeerLeft. What `ended` raises, and what no request may raise (Ctrl-C), ends the group.
+        """
+        self._turns = [Turn(index, body, self) for index, body in enumerate(bodies)]
+        self._settled.clear()
+        self._switch, self._ended, self._is_stopping = switch, ended, is_stopping
+        self._place = START
+        try:
+            while True:
+                self._give_back()
+                waiting = [turn for turn in self._turns if not turn.is_over]
+                place = self._next(waiting) if waiting else None
+                if self._must_meet(place) and not self._meet():
+                    continue
+                if place is None:
+                    return
+                self._serve_at(place)
+        finally:
+            for turn in self._turns:
+                if not turn.is_over:
+                    self._throw(turn, Abandoned())
+            self._turns = []
+
+    def _next(self, waiting: Sequence[Turn]) -> Place:
+        inside = sorted({turn.place for turn in waiting if turn.place.is_inside})
+        if inside:
+            return next((place for place in inside if place > self._place), inside[0])
+        return min(turn.place for turn in waiting)
+
+    def _serve_at(self, place: Place) -> None:
+        self._place = place
+        block = self._blocks.get((place.component, place.block))
+        with self._kept(block):
+            for turn in [turn for turn in self._turns if not turn.is_over and turn.place == place]:
+                if self._lockstep.size == 1:
+                    self._give_back()
+                if not turn.is_over:
+                    self._resume(turn, block)
+
+    @contextmanager
+    def _kept(self, block: MovingBlock | None) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            if block is not None:
+                with normal_mode():
+                    block.let_go()
+
+    def _resume(self, turn: Turn, block: MovingBlock | None) -> None:
+        place = turn.place
+        self._switch.to(turn.kept, is_inside=place.is_inside)
+        if place.is_inside and place.component in self._roots:
+            sharding.resume_forward(self._roots[place.component])
+        turn.has_begun |= place.stage >= _DENOISE
+        turn.resume(self._bring_up(block, STAGES[place.stage]) if block is not None else None)
+        if turn.is_over:
+            self._tell(turn)
+
+    def _bring_up(self, block: MovingBlock, stage: str) -> Exception | None:
+        """Have the block up for all that wait. What fails is for the one whose turn it is; the next one tries again."""
+        start = perf_counter()
+        try:
+            with normal_mode():
+                block.keep()
+        except Exception as error:  # of any kind: the store's, an edit's, the allocator's
+            return error
+        finally:
+            self._timings.add(stage, perf_counter() - start, calls=0)
+        return None
+
+    def _throw(self, turn: Turn, error: BaseException) -> None:
+        self._switch.to(turn.kept, is_inside=turn.place.is_inside)
+        turn.resume(error)
+        if not turn.is_over:  # the pipeline's own code took it for an error of its own
+            turn.resume(Abandoned())
+            turn.error = error
+        if not isinstance(error, Abandoned):
+            self._tell(turn)
+
+    def _tell(self, turn: Turn) -> None:
+        if turn.error is not None and not isinstance(turn.error, Exception):  # Ctrl-C is for the whole job
+            raise turn.error
+        self._ended(turn)
+
+    def _give_back(self) -> None:
+        if self._is_stopping():
+            for turn in self._turns:
+                if not (turn.is_over or turn.has_begun or self._shares_its_call(turn)):
+                    self._throw(turn, StoppedInside(0))
+
+    def _shares_its_call(self, turn: Turn) -> bool:
+        """Whether other ranks are inside the same call, and need this one there."""
+        return self._lockstep.size > 1 and turn.place.is_inside and turn.place.component in self._roots
+
+    # With other ranks.
+
+    def _must_meet(self, place: Place | None) -> bool:
+        if self._lockstep.size == 1:
+            return False
+        return place is None or place.block == VOTE or (place.block == BEGIN and place.component in self._roots)
+
+    def _meet(self) -> bool:
+        """Compare the places of all turns on all ranks; those that differ leave, everywhere. Whether none did."""
+        mine = [self._status(turn) for turn in self._turns]
+        ranks, is_same = ranks_of(self._lockstep.group), True
+        for turn, places in zip(self._turns, self._lockstep.compare(mine), strict=True):
+            by_rank = dict(zip(ranks, places, strict=True))
+            if _votes(turn) and set(places) <= {_vote(turn, True), _vote(turn, False)}:
+                turn.flag = _vote(turn, True) in places
+            elif len(set(places)) > 1:
+                is_same = False
+                self._settled.add(turn)
+                if not turn.is_over:
+                    self._throw(turn, who_left(by_rank) or out_of_step(by_rank))
+        return is_same
+
+    def _status(self, turn: Turn) -> str:
+        if turn in self._settled:
+            return ""
+        if not turn.is_over:
+            return _vote(turn, turn.flag) if _votes(turn) else turn.where
+        is_guilty = turn.error is not None and not isinstance(turn.error, PeerLeft)
+        return left(turn.error) if is_guilty and turn.error is not None else "the end"
+
+
+def _votes(turn: Turn) -> bool:
+    return not turn.is_over and turn.place.block == VOTE
+
+
+def _vote(turn: Turn, flag: bool | None) -> str:
+    return f"{turn.where}: {flag}"
