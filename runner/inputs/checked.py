@@ -109,10 +109,13 @@ def _input_file(file: NamedFile, seen: _Seen) -> InputFile:
     kind = seen.probe.kind
     form, in_list = form_of(file, kind)
     tensor = tensor_of(file, seen.probe) if kind is Kind.tensors else ""
-    if (file.tensor and not tensor) or (file.mode and form is not Form.picture):
+    chosen = {Form.picture: file.mode, Form.sound: not file.batch}
+    if (file.tensor and not tensor) or any(value and one is not form for one, value in chosen.items()):
         is_kind = f"{file.where}: {file.written} is {kind.value}"
-        raise UserError(f"{is_kind}; `tensor` is for files of several tensors, `mode` for pictures")
+        raise UserError(f"{is_kind}; tensor is for files of several tensors, mode for pictures, batch for sound")
     shape = seen.probe.tensors[tensor] if tensor else seen.probe.shape
     if form is Form.picture:
         shape = shape[:2]  # of an animation, its first
-    return InputFile(file.written, file.path.absolute(), form, seen.sha256, shape, in_list, tensor, file.mode)
+    return InputFile(
+        file.written, file.path.absolute(), form, seen.sha256, shape, in_list, tensor, file.mode, file.batch
+    )

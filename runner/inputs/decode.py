@@ -60,7 +60,8 @@ def _read(file: InputFile, device: torch.device) -> Any:
         raise InputLost(f"{file.written}: cannot be read any more ({error.strerror or error})") from error
     if file.form is Form.sound:
         samples, _ = soundfile.read(content, dtype="float32", always_2d=True)  # (samples, channels)
-        return torch.from_numpy(np.ascontiguousarray(samples.T)).to(device)
+        sound = torch.from_numpy(np.ascontiguousarray(samples.T)).to(device)
+        return sound[None] if file.batch else sound
     array = np.load(content, allow_pickle=False)
     return array if file.form is Form.array else torch.from_numpy(array).to(device)
 

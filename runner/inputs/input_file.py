@@ -13,7 +13,7 @@ class Form(Enum):
 
     picture = "picture"  # PIL.Image, as diffusers' load_image gives it
     frames = "frames"  # a list of PIL.Image, as diffusers' load_video gives it
-    sound = "sound"  # tensor (channels, samples), float32
+    sound = "sound"  # tensor (1, channels, samples), float32
     array = "array"  # numpy.ndarray, as it is stored
     tensor = "tensor"  # torch.Tensor, as it is stored
 
@@ -24,7 +24,7 @@ class InputFile:
 
     `written` is the path as the user wrote it, `path` where that is. `shape` is what of it may decide the shapes inside
     a model: width, height, frames, channels. `tensor` is the name of one in a file of several; `mode` Pillow's, where a
-    picture is wanted in another than RGB.
+    picture is wanted in another than RGB; without `batch`, sound is (channels, samples).
     """
 
     written: str
@@ -35,14 +35,15 @@ class InputFile:
     in_list: bool = False  # it stands in a list of one, where the argument takes only lists
     tensor: str = ""
     mode: str = ""
+    batch: bool = True
 
     @property
-    def described(self) -> dict[str, str]:
+    def described(self) -> dict[str, Any]:
         """What a manifest line says of it."""
         return {"file": self.written, "sha256": self.sha256, **self._chosen}
 
     @property
-    def identity(self) -> dict[str, str]:
+    def identity(self) -> dict[str, Any]:
         """What of it decides a request's bits: the content and what it is read as, whatever the file is called."""
         return {"sha256": self.sha256, "form": self.form.value, **self._chosen}
 
@@ -52,8 +53,9 @@ class InputFile:
         return [self.form.value, *self.shape]
 
     @property
-    def _chosen(self) -> dict[str, str]:
-        return {name: value for name, value in (("tensor", self.tensor), ("mode", self.mode)) if value}
+    def _chosen(self) -> dict[str, Any]:
+        chosen = {name: value for name, value in (("tensor", self.tensor), ("mode", self.mode)) if value}
+        return chosen if self.batch else {**chosen, "batch": False}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from runner.inputs.takes import ANYTHING, Takes, fields_of
 from runner.reading.values import shown
 
 FILE = "file"  # the key of {file: PATH}
-_CHOICES = ("tensor", "mode")  # what {file: PATH} may say beside
+_CHOICES = {"tensor": str, "mode": str, "batch": bool}  # what {file: PATH} may say beside, each of its type
 _MODES = ("RGB", "RGBA", "L", "LA")  # that a picture may be wanted in
 
 
@@ -28,6 +28,7 @@ class NamedFile:
     name: str  # of the innermost argument or field that it is for
     tensor: str = ""
     mode: str = ""
+    batch: bool = True
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,9 @@ def _file(written: Any, more: Mapping[str, Any], takes: Takes, place: _Place) ->
     if "://" in written:
         raise UserError(f"{where}: {shown(written)} is an address, and nothing is fetched; save it, and give its path")
     for name, chosen in more.items():
-        if name not in _CHOICES or not isinstance(chosen, str):
+        if not isinstance(chosen, _CHOICES.get(name, ())):
             raise UserError(
-                f"{where}: {{{FILE}: ...}} takes {' and '.join(_CHOICES)} beside it, each a text, not "
+                f"{where}: {{{FILE}: ...}} takes tensor: NAME, mode: RGBA and batch: false beside it, not "
                 f"{name}: {shown(chosen)}"
             )
     if (mode := more.get("mode", "RGB")) not in _MODES:

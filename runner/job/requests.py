@@ -101,6 +101,7 @@ def requests_of(
     for position, prompt in enumerate(prompts):
         where = prompt.where or f"prompt {position + 1}"
         call = {**job.call, **prompt.call}
+        pipeline.check_sound(call, where)
         lora = pipeline.adapters.choose(prompt.lora, where, call)
         decides = {**recipe, "prompt": prompt.text, "call": identity(call), "format": job.format.value}
         decides |= pipeline.adapters.identity(lora)

@@ -17,8 +17,10 @@ from runner.components.component import components_of
 from runner.components.load import Groups, Loading
 from runner.components.resolver import Decision, ExecutionMode, enter, resolve
 from runner.config import Leave, LoraConfig
+from runner.errors import UserError
 from runner.inputs.arguments import arguments_of
 from runner.inputs.decode import decoded
+from runner.inputs.input_file import Form, files_in
 from runner.pipeline.adapters import Adapters
 from runner.pipeline.shell import own_shell
 from runner.progress import Progress
@@ -72,6 +74,18 @@ class Pipeline:
     @property
     def timings(self) -> Timings:
         return self._boundaries.timings
+
+    def check_sound(self, call: Mapping[str, Any], where: str) -> None:
+        """Refuse sound of another rate than the pipeline works at, where it says one: played at the wrong speed, it is
+        taken without a word. Raises UserError."""
+        config = getattr(getattr(self.stock, "vae", None), "config", None)
+        rate = getattr(self.stock, "sample_rate", None) or getattr(config, "sampling_rate", None)
+        for file in files_in(call):
+            if file.form is Form.sound and rate is not None and file.shape[2] != rate:
+                raise UserError(
+                    f"{where}: {file.written} has {file.shape[2]} samples a second, and {self.arguments.owner} works "
+                    f"at {rate}; resample it (ffmpeg -i {file.written} -ar {rate} resampled.wav)"
+                )
 
     def log_calls(self) -> Replay:
         """From now on, requests that are given a log go on where it ends."""

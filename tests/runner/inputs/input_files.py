@@ -63,7 +63,7 @@ def keep(path: Path, seed: int = 0) -> Path:
 
 
 def read_sound(path: Path) -> torch.Tensor:
-    return torch.from_numpy(soundfile.read(path, dtype="float32")[0].T.copy())
+    return torch.from_numpy(soundfile.read(path, dtype="float32")[0].T.copy())[None]
 
 
 def read_tensor(path: Path) -> torch.Tensor:
@@ -140,6 +140,14 @@ KINDS = {
     "path or text": Kind("SanaWMPipeline", "image", "a.png", draw, _picture),
     "sound": Kind("StableAudioPipeline", "initial_audio_waveforms", "a.wav", sing, read_sound),
     "flac": Kind("AceStepPipeline", "src_audio", "a.flac", sing, read_sound),
+    "sound, no batch": Kind(
+        "AceStepPipeline",
+        "reference_audio",
+        "a.wav",
+        sing,
+        lambda p: read_sound(p)[0],
+        lambda name: {"file": name, "batch": False},
+    ),
     "array": Kind("SanaWMPipeline", "c2w", "c.npy", keep, np.load, required=("image",)),
     "array for a tensor": Kind("FluxPipeline", "latents", "c.npy", keep, lambda p: torch.from_numpy(np.load(p))),
     "tensor": Kind("FluxPipeline", "prompt_embeds", "e.safetensors", store, read_tensor),

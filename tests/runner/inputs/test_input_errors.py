@@ -71,7 +71,7 @@ def test_an_unreadable_path_is_refused(tmp_path: Path) -> None:
         ("7", "is 7; give the path of a file, {file: '7'} where"),
         ("{path: a.png}", r"it takes a picture or an array or a tensor: write {file: PATH}"),
         ("{file: [a.png]}", r"is ['a.png']; give the path of a file"),
-        ("{file: a.png, size: 3}", "takes tensor and mode beside it, each a text, not size: 3"),
+        ("{file: a.png, size: 3}", "takes tensor: NAME, mode: RGBA and batch: false beside it, not size: 3"),
         ("{file: a.png, mode: XYZ}", "mode is 'XYZ'; it must be one of RGB, RGBA"),
     ):
         with pytest.raises(UserError) as refused:
@@ -94,7 +94,7 @@ def test_an_unreadable_path_is_refused(tmp_path: Path) -> None:
         ("tensor", "two.safetensors", "holds one, two; say which, {file: two.safetensors, tensor: one}"),
         ("tensor", "{file: two.safetensors, tensor: three}", "holds one, two; say which"),
         ("picture", "one.safetensors", None),
-        ("picture", "{file: a.png, tensor: x}", "is a picture; `tensor` is for files of several tensors"),
+        ("picture", "{file: a.png, tensor: x}", "is a picture; tensor is for files of several tensors"),
     ],
 )
 def test_a_file_of_another_kind_is_refused(
