@@ -179,8 +179,9 @@ class JobConfig:
         "longest silence of a rank, or stay in one component call, before the job ends", default=600.0
     )
     grace_seconds: float = _option("time for the wave in progress after a request to stop", default=25.0)
-    group: int = _option(
-        "requests that a rank makes together: weights that move come up once for all of them", default=1
+    group: int | str = _option(
+        "requests that a rank makes together: weights that move come up once for all of them; auto measures",
+        default="auto",
     )
     resume_inside: bool | str = _option(
         "keep a log of a request's calls to go on inside it: true, false, or auto (where it takes a minute)",
@@ -344,8 +345,8 @@ def _check_values(config: RunConfig) -> None:
     check_seeds(job.seed, job.images_per_prompt, "job.seed")
     if job.fps < 1:
         raise UserError(f"job.fps is {job.fps}; it must be at least 1")
-    if not 1 <= job.group <= LARGEST_GROUP:
-        raise UserError(f"job.group is {job.group}; it must be at least 1, at most {LARGEST_GROUP}")
+    if job.group != "auto" and not (isinstance(job.group, int) and 1 <= job.group <= LARGEST_GROUP):
+        raise UserError(f"job.group is {job.group!r}; it must be at least 1, at most {LARGEST_GROUP}, or auto")
     if job.max_attempts < 1:
         raise UserError(f"job.max_attempts is {job.max_attempts}; it must be at least 1")
     for name, least in (

@@ -6,7 +6,7 @@ from sharding.loading import LoadReport, load_sharded, set_dtype
 from sharding.mesh import build_mesh
 from sharding.priming import is_primed, prime
 from sharding.recovery import OutsideRead
-from sharding.shared_pass import keep, let_go, moving_blocks, resume_forward
+from sharding.shared_pass import keep, let_go, moving_blocks, resume_forward, without_prefetch
 from sharding.state import Sharding, bytes_per_rank, is_sharded, sharding_of
 from sharding.verification import MixedModesUnsafe, verify_mixed_modes
 from weights.checkpoint import CheckpointError, KeysDiffer
@@ -36,4 +36,5 @@ __all__ = [
     "shard",
     "sharding_of",
     "verify_mixed_modes",
+    "without_prefetch",
 ]

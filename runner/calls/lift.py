@@ -11,8 +11,7 @@ sharded component, with the places of all turns; where these differ, the turns t
 meet again, so that what follows is the same on all.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch import nn
 import sharding
 from runner.calls.boundary import Timings
 from runner.calls.lockstep import Lockstep, PeerLeft, left, out_of_step, who_left
+from runner.calls.meter import Meter
 from runner.calls.moving import MovingBlock, moving_blocks
 from runner.calls.replay import StoppedInside
 from runner.calls.switches import Switch
@@ -44,10 +44,16 @@ class Lift:
         self._blocks: dict[tuple[int, int], MovingBlock] = {}
         self._handles: list[Any] = []
         self._place = START
+        self._meter: Meter | None = None
         self._turns: list[Turn] = []
         self._settled: set[Turn] = set()  # over on all ranks, however it ended on each
         for number, component in enumerate(components):
             self._install(number, component)
+
+    @property
+    def moves_weights(self) -> bool:
+        """Whether requests that are made together share anything."""
+        return bool(self._blocks)
 
     def close(self) -> None:
         for handle in self._handles:
@@ -94,16 +100,18 @@ class Lift:
         ended: Callable[[Turn], None],
         switch: Switch,
         is_stopping: Callable[[], bool],
+        meter: Meter | None = None,
     ) -> None:
         """Run the bodies as turns to their ends, each told of at once by `ended`, while the others wait.
 
         Turns that have not begun to denoise when the job `is_stopping` raise StoppedInside; those whose request failed
-        on another rank raise PeerLeft. What `ended` raises, and what no request may raise (Ctrl-C), ends the group.
+        on another rank raise PeerLeft. What `ended` raises, and what no request may raise (Ctrl-C), ends the group. A
+        `meter` measures the passes, which then go without prefetching what is gathered.
         """
         self._turns = [Turn(index, body, self) for index, body in enumerate(bodies)]
         self._settled.clear()
         self._switch, self._ended, self._is_stopping = switch, ended, is_stopping
-        self._place = START
+        self._place, self._meter = START, meter
         try:
             while True:
                 self._give_back()
@@ -112,8 +120,10 @@ class Lift:
                 if self._must_meet(place) and not self._meet():
                     continue
                 if place is None:
-                    return
+                    break
                 self._serve_at(place)
+            if meter is not None:
+                meter.end()
         finally:
             for turn in self._turns:
                 if not turn.is_over:
@@ -129,21 +139,21 @@ class Lift:
     def _serve_at(self, place: Place) -> None:
         self._place = place
         block = self._blocks.get((place.component, place.block))
-        with self._kept(block):
-            for turn in [turn for turn in self._turns if not turn.is_over and turn.place == place]:
+        turns = [turn for turn in self._turns if not turn.is_over and turn.place == place]
+        if self._meter is not None and block is not None:
+            self._meter.begin(place, len(turns))
+        try:
+            for turn in turns:
                 if self._lockstep.size == 1:
                     self._give_back()
                 if not turn.is_over:
                     self._resume(turn, block)
-
-    @contextmanager
-    def _kept(self, block: MovingBlock | None) -> Iterator[None]:
-        try:
-            yield
         finally:
             if block is not None:
                 with normal_mode():
                     block.let_go()
+        if self._meter is not None and block is not None:
+            self._meter.paused()
 
     def _resume(self, turn: Turn, block: MovingBlock | None) -> None:
         place = turn.place
@@ -151,7 +161,11 @@ class Lift:
         if place.is_inside and place.component in self._roots:
             sharding.resume_forward(self._roots[place.component])
         turn.has_begun |= place.stage >= _DENOISE
-        turn.resume(self._bring_up(block, STAGES[place.stage]) if block is not None else None)
+        if block is None:
+            turn.resume()
+        else:
+            error = self._bring_up(block, STAGES[place.stage])
+            self._run_block(turn, error)
         if turn.is_over:
             self._tell(turn)
 
@@ -161,11 +175,24 @@ class Lift:
         try:
             with normal_mode():
                 block.keep()
+                if self._meter is not None:
+                    block.bring_up()
+                    self._meter.await_device()
         except Exception as error:  # of any kind: the store's, an edit's, the allocator's
             return error
         finally:
-            self._timings.add(stage, perf_counter() - start, calls=0)
+            seconds = perf_counter() - start
+            self._timings.add(stage, seconds, calls=0)
+            if self._meter is not None:
+                self._meter.waited(seconds)
         return None
+
+    def _run_block(self, turn: Turn, error: Exception | None) -> None:
+        start = perf_counter()
+        turn.resume(error)
+        if self._meter is not None:
+            self._meter.await_device()
+            self._meter.computed(perf_counter() - start)
 
     def _throw(self, turn: Turn, error: BaseException) -> None:
         self._switch.to(turn.kept, is_inside=turn.place.is_inside)
@@ -179,7 +206,9 @@ class Lift:
     def _tell(self, turn: Turn) -> None:
         if turn.error is not None and not isinstance(turn.error, Exception):  # Ctrl-C is for the whole job
             raise turn.error
+        turn.ended_as = left(turn.error) if turn.error and not isinstance(turn.error, PeerLeft) else "the end"
         self._ended(turn)
+        turn.result = turn.error = None  # pixels, and the frames of a traceback
 
     def _give_back(self) -> None:
         if self._is_stopping():
@@ -218,8 +247,7 @@ class Lift:
             return ""
         if not turn.is_over:
             return _vote(turn, turn.flag) if _votes(turn) else turn.where
-        is_guilty = turn.error is not None and not isinstance(turn.error, PeerLeft)
-        return left(turn.error) if is_guilty and turn.error is not None else "the end"
+        return turn.ended_as
 
 
 def _votes(turn: Turn) -> bool:

@@ -14,21 +14,26 @@ from runner.components.component import Component
 
 @dataclass(frozen=True)
 class MovingBlock:
-    """`keep` has its weights come up once for all calls until `let_go`; in normal mode, and neither communicates."""
+    """`keep` has its weights come up once for all calls until `let_go`, at the latest with the first of them; for those
+    that do not come up before it, `bring_up` has them come now. In normal mode."""
 
     module: nn.Module
     keep: Callable[[], None]
     let_go: Callable[[], None]
+    bring_up: Callable[[], object] = lambda: None
+
+
+def why_whole(component: Component) -> str | None:
+    """Why no call of the component is interrupted, although its weights may move; None where calls may be."""
+    if component.stage == "decode":
+        return "decoders of video keep state on the module while they run"
+    return why_stateful(component.module)  # what a stranger's hooks do between two blocks of one call is not known
 
 
 def moving_blocks(component: Component) -> list[MovingBlock]:
-    """In the order in which the module declares them; none where whole calls have to follow one another.
-
-    So it is with a decoder (those of video keep state on the module while they run), and with a component that someone
-    else laid hooks over: what these do between two blocks of one call is not known.
-    """
+    """In the order in which the module declares them; none where whole calls have to follow one another."""
     module = component.module
-    if component.stage == "decode" or why_stateful(module) is not None:
+    if why_whole(component) is not None:
         return []
     if (offloader := offload.offloader_of(module)) is not None:
         return [
@@ -36,6 +41,8 @@ def moving_blocks(component: Component) -> list[MovingBlock]:
             for name, block in offloader.moving_blocks.items()
         ]
     return [
-        MovingBlock(block, partial(sharding.keep, block), partial(sharding.let_go, block))
-        for block in sharding.moving_blocks(module).values()
+        MovingBlock(
+            module.get_submodule(name), partial(sharding.keep, block), partial(sharding.let_go, block), block.unshard
+        )
+        for name, block in sharding.moving_blocks(module).items()
     ]

@@ -67,6 +67,7 @@ class Turn:
     is_over: bool = False
     result: Any = None
     error: BaseException | None = None
+    ended_as: str = ""  # what the other ranks are told, once it is over
     paused: float = 0.0  # seconds that it waited
     seconds: float = 0.0  # that it ran
     kept: Kept = field(default_factory=Kept)

@@ -15,12 +15,14 @@ from tqdm import tqdm
 from offload import StoreError
 from runner.calls.finite import NotFinite, require_finite
 from runner.calls.lockstep import PeerLeft, TornApart
+from runner.calls.meter import Meter
 from runner.calls.replay import StoppedInside
 from runner.config import JobConfig
 from runner.errors import JobFault
 from runner.health.fault import is_device_failure, is_disk
 from runner.health.watch import Watch
 from runner.job.call_logs import CallLogs, keep_only, remove_logs_of, what_decides
+from runner.job.group_size import GroupSize
 from runner.job.results import Failed, Made, Repeat, Result, Settled, Stopped
 from runner.job.waves import Task, Wave, Waves
 from runner.media.save import save
@@ -45,17 +47,22 @@ def run_job(
         keep_only(folder.files, [request.id for request in requests])
     in_step = pipeline.lockstep.size
     tried = [request.id for request in requests if folder.state.attempts.get(request.id)]
-    waves = Waves(requests, [in_step] * (world.team.count // in_step), job.group, tried)
+    size = GroupSize(job.group, pipeline)
+    waves = Waves(requests, [in_step] * (world.team.count // in_step), size.together, tried)
     bar = tqdm(total=len(requests), desc="generating", unit="picture", disable=world.rank != 0 or None)
     making = _Making(pipeline, job, folder, logs, watch, bar)
     with bar:
         for wave in watch.until_stopped(waves):
             folder.check()
-            results = _make_wave(wave, making)
+            meter = size.meter()
+            results = _make_wave(wave, making, meter)
             again = [result for result in results if isinstance(result, Repeat)]
             waves.again([result.request for result in again], alone=any(result.alone for result in again))
             done = [result for result in results if isinstance(result, Made | Failed)]
             settled += done
+            if meter is not None:
+                size.choose(meter, -(-(len(requests) - len(settled)) // world.team.count))
+                waves.together = size.together
             bar.update(len(settled) - bar.n)
             if pipeline.replay is not None and (told := str(pipeline.replay.kept)):
                 bar.set_postfix_str(told)
@@ -87,7 +94,7 @@ class _Making:
     bar: Any
 
 
-def _make_wave(wave: Wave, making: _Making) -> list[Result]:
+def _make_wave(wave: Wave, making: _Making, meter: Meter | None) -> list[Result]:
     """Make a wave and record it. Collective; the results of all teams, on every rank."""
     requests = [task.request for team in wave for task in team if not task.is_filler]
     pipeline, folder = making.pipeline, making.folder
@@ -96,8 +103,8 @@ def _make_wave(wave: Wave, making: _Making) -> list[Result]:
         folder.manifest.begin([request.id for request in requests])
         mine: list[Result] = []
         tasks = wave[world.team.index]
-        if len(tasks) > 1:
-            _make_group(tasks, making, mine)
+        if len(tasks) > 1 or (tasks and meter is not None):
+            _make_group(tasks, making, mine, meter)
         elif tasks:
             _make_one(tasks[0], making, mine)
         else:
@@ -132,7 +139,7 @@ def _make_one(task: Task, making: _Making, results: list[Result]) -> None:
     _settle(task, outcome, making, results, lambda: perf_counter() - start)
 
 
-def _make_group(tasks: Sequence[Task], making: _Making, results: list[Result]) -> None:
+def _make_group(tasks: Sequence[Task], making: _Making, results: list[Result], meter: Meter | None) -> None:
     """Make several requests together; each is written as soon as its own call ends."""
     logs = making.logs
     resumes = [logs.open(task.request, is_filler=task.is_filler) if logs else None for task in tasks]
@@ -141,7 +148,11 @@ def _make_group(tasks: Sequence[Task], making: _Making, results: list[Result]) -
         _settle(tasks[index], outcome, making, results, lambda: seconds)
 
     requests = [task.request for task in tasks]
-    making.pipeline.make_together(requests, resumes, ended, lambda: making.watch.stop_reason is not None)
+
+    def is_stopping() -> bool:
+        return making.watch.stop_reason is not None
+
+    making.pipeline.make_together(requests, resumes, ended, is_stopping, meter)
 
 
 def _settle(

@@ -1,18 +1,21 @@
 """Calls a stock diffusers pipeline, unmodified, over components that are placed."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 
+import sharding
 from runner.calls.boundary import Boundaries, Timings
 from runner.calls.lift import Lift
 from runner.calls.lockstep import Lockstep
+from runner.calls.meter import Meter
 from runner.calls.randomness import set_global_generators
 from runner.calls.replay import Replay, Resume
 from runner.calls.switches import Switch
+from runner.calls.turns import Turn
 from runner.components.component import components_of
 from runner.components.load import Groups, Loading
 from runner.components.resolver import Decision, ExecutionMode, enter, resolve
@@ -59,6 +62,7 @@ class Pipeline:
         decisions = resolve(self.components, leave)
         self._boundaries = Boundaries(self.components, decisions, world.device.type, self.lockstep, self.progress)
         self._lift: Lift | None = None
+        self.group: dict[str, Any] = {}  # how many requests are made together, and why, for the report
         self.replay: Replay | None = None
         self.arguments = arguments_of(type(stock))
 
@@ -112,17 +116,16 @@ class Pipeline:
         resumes: Sequence[Resume | None],
         ended: Callable[[int, Callable[[], Any], float], None],
         is_stopping: Callable[[], bool] = lambda: False,
+        meter: Meter | None = None,
     ) -> None:
         """Make requests that have the same adapters in one go: weights that come up serve all of them.
 
         `ended(index, outcome, seconds)` is called for each as soon as its call ends, in any order, while the others
         wait; `outcome()` gives or raises what the pipeline's own call for it would, `seconds` is how long its own work
-        took. Requests that have not begun to denoise
-        when the job `is_stopping` raise StoppedInside. As in a call, the ranks that hold one copy of sharded weights
-        make as many requests together, each alike the one of its index on the other ranks.
+        took. Requests that have not begun to denoise when the job `is_stopping` raise StoppedInside. As in a call, the
+        ranks that hold one copy of sharded weights make as many requests together, each alike the one of its index on
+        the other ranks. A `meter` measures the passes over the weights.
         """
-        if self._lift is None:
-            self._lift = Lift(self.components, self.lockstep, self.timings)
 
         def body(request: Request, resume: Resume | None) -> Any:
             with self.lockstep.turn():
@@ -130,8 +133,27 @@ class Pipeline:
 
         bodies = [partial(body, *one) for one in zip(requests, resumes, strict=True)]
         switch = Switch(self.world.device, self.progress)
-        with self._boundaries.group():
-            self._lift.serve(bodies, lambda turn: ended(turn.index, turn.outcome, turn.seconds), switch, is_stopping)
+
+        def over(turn: Turn) -> None:
+            ended(turn.index, turn.outcome, turn.seconds)
+
+        with self._boundaries.group(), ExitStack() as measuring:
+            for component in self.components if meter is not None else ():
+                if component.is_sharded:
+                    measuring.enter_context(sharding.without_prefetch(component.module))
+            self._served_by.serve(bodies, over, switch, is_stopping, meter)
+
+    @property
+    def _served_by(self) -> Lift:
+        """Made, with its hooks on the blocks, when it is first needed."""
+        if self._lift is None:
+            self._lift = Lift(self.components, self.lockstep, self.timings)
+        return self._lift
+
+    @property
+    def moves_weights(self) -> bool:
+        """Whether requests that are made together share a pass over any component's weights."""
+        return self._served_by.moves_weights
 
     def _made(self, stock: Any, request: Request, resume: Resume | None) -> Any:
         self.progress.making(request)

@@ -1,5 +1,6 @@
 """--explain: how each component is placed, and in which mode its calls run, and why."""
 
+from runner.calls.moving import moving_blocks, why_whole
 from runner.components.resolver import by_stage
 from runner.pipeline.pipeline import Pipeline
 
@@ -13,4 +14,13 @@ def table(pipeline: Pipeline) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]) for row in rows]
     loadings = [f"{name}: loaded {loading.how}" for name, loading in pipeline.loadings.items()]
-    return "\n".join([*lines, "", *loadings])
+    return "\n".join([*lines, "", *loadings, *_groups(pipeline)])
+
+
+def _groups(pipeline: Pipeline) -> list[str]:
+    """What requests that are made together share."""
+    shared = [component.name for component in pipeline.components if moving_blocks(component)]
+    if not shared:
+        return ["group: requests gain nothing by being made together, since no block moves"]
+    whole = [f"{c.name} ({reason})" for c in pipeline.components if (reason := why_whole(c)) is not None]
+    return [f"group: blocks come up once for all: {', '.join(shared)}; called as a whole: {'; '.join(whole) or 'none'}"]

@@ -74,6 +74,7 @@ def run_json(config: RunConfig, pipeline: Pipeline, ending: Ending, ranks: Seque
         "world_size": pipeline.world.size,
         "device": str(pipeline.world.device),
         "components": {component.name: _component(component.name, pipeline) for component in pipeline.components},
+        "group": pipeline.group,
         "seconds": {name: round(value, 3) for name, value in ending.seconds.items()},
         "ranks": ranks,
         "finished": len(ending.made),

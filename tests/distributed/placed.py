@@ -92,7 +92,9 @@ def expect_stock_bits_together(pipeline: Pipeline, family: str, path: Path, firs
 def run_prompts(
     world: TestWorld, pipeline: Pipeline, output: Path, prompts: Sequence[Prompt], **settings: Any
 ) -> tuple[list[Settled], dict[tuple[str | int, int], np.ndarray]]:
-    """Run a job; what became of its requests in order, and its pictures by prompt and seed."""
+    """Run a job, its requests one by one unless `group` is set; what became of them in order, and the pictures by
+    prompt and seed."""
+    settings.setdefault("group", 1)
     job, ranks = JobConfig(output=str(output), format=Format.npy, **settings), joined(world)
     with taken(job, {}, ranks) as folder:
         last_line, limits = LastLine(folder.run_file, pipeline.progress), Limits(timeout=60, grace=10)

@@ -1,6 +1,9 @@
 """What goes wrong in a group stays with the request that it belongs to."""
 
 import functools
+import json
+import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +14,16 @@ import pytest
 import torch
 
 import offload
+from runner.calls.lockstep import PeerLeft
+from runner.calls.replay import StoppedInside
 from runner.job.prompts import Prompt
 from runner.job.results import Failed
 from runner.output.folder import Folder
 from runner.output.manifest import Manifest
 from runner.pipeline.pipeline import Pipeline
 from tests import tiny
-from tests.distributed.placed import call, opened, run_prompts, stock_bits
+from tests.distributed.chaos import Job, lines
+from tests.distributed.placed import call, opened, request_of, run_prompts, stock_bits
 from tests.ranks import World, on_ranks
 
 PROMPTS = ("a red fox in the deep snow", "blue whale under a bright moon", "the culprit", "an old clock on the wall")
@@ -118,3 +124,108 @@ def test_on_ranks_that_share_weights_the_culprit_leaves_on_all_of_them(world: Wo
     pipeline = opened(world, path, "placement.default.share=shard")
     with failing(pipeline, *PLACES[where](pipeline.stock)):
         expect_all_but_the_culprit(world, pipeline, path, 7)
+
+
+def group_of_four(output: Path, placement: str) -> Job:
+    """Of real processes: two ranks, that make four requests each, and have begun to."""
+    words = ["job.prompt=a rocket", "job.images_per_prompt=40", "job.call.num_inference_steps=12", "job.group=4"]
+    job = Job(output, [*words, f"placement.transformer.{placement}", "job.grace_seconds=60"], num_ranks=2)
+    assert job.wait_for(lambda: len(lines(output / "attempts.jsonl")) >= 2 and len(job.workers()) == 2), job.log
+    return job
+
+
+def begun(output: Path) -> set[str]:
+    return {id for line in lines(output / "attempts.jsonl") for id in json.loads(line).get("started", [])}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", ["share=shard", "rest=disk"])
+def test_a_killed_rank_costs_one_group_and_one_request_a_try(placement: str, tmp_path: Path) -> None:
+    job = group_of_four(tmp_path / "out", placement)
+    try:
+        time.sleep(1)
+        job.workers()[1].kill()
+        job.gone_after(60)
+    finally:
+        job.kill()
+    fault = json.loads((job.output / "run.json").read_text())
+    assert fault["state"] == "fault" and fault["fault"]["request"]
+    state = Manifest(Folder(job.output)).recover()
+    assert len(begun(job.output)) - len(state.finished) <= 8
+    tries = {id: number for id, number in state.attempts.items() if number and id not in state.finished}
+    assert set(tries) <= {fault["fault"]["request"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("placement", ["share=shard", "rest=disk"])
+def test_a_group_that_is_asked_to_stop_gives_back_or_finishes_each_request(placement: str, tmp_path: Path) -> None:
+    job = group_of_four(tmp_path / "out", placement)
+    try:
+        job.workers()[1].send_signal(signal.SIGUSR1)
+        job.gone_after(120)
+    finally:
+        job.kill()
+    assert json.loads((job.output / "run.json").read_text())["state"] == "stopped", job.log.read_text()[-2000:]
+    state = Manifest(Folder(job.output)).recover()
+    assert state.finished and not any(state.attempts[id] for id in begun(job.output) - set(state.finished))
+    assert not list(job.output.rglob(".*"))
+
+
+@on_ranks(1, 2)
+def test_who_has_not_begun_to_denoise_is_given_back_at_once(world: World, path: Path) -> None:
+    """Asked while the first of four encodes: none is made; asked while the first denoises: all are."""
+    pipeline = opened(world, path, "placement.default.share=shard")
+    for asked_at in ("encode", "denoise"):
+        outcomes: list[str] = []
+        before = pipeline.timings.calls.get("denoise", 0)
+
+        def ended(index: int, outcome: Callable[[], Any], seconds: float, to: list[str] = outcomes) -> None:
+            try:
+                outcome()
+                to.append("made")
+            except (StoppedInside, PeerLeft) as error:
+                to.append(type(error).__name__)
+
+        def is_stopping(stage: str = asked_at, before: int = before) -> bool:
+            asked = {
+                "encode": pipeline.progress.stage == "encode",
+                "denoise": pipeline.timings.calls.get("denoise", 0) > before,
+            }
+            return world.rank == world.size - 1 and asked[stage]
+
+        requests = [request_of("flux", index) for index in range(4)]
+        pipeline.make_together(requests, [None] * 4, ended, is_stopping)
+        if asked_at == "encode":
+            assert set(outcomes) <= {"StoppedInside", "PeerLeft"} and len(outcomes) == 4
+        else:
+            assert outcomes == ["made"] * 4
+
+
+@on_ranks(1, 2)
+def test_auto_measures_the_first_request_and_makes_the_others_together(world: World, path: Path) -> None:
+    """From files that take thirty times as long as the blocks compute."""
+    read = offload.DiskStore.read
+
+    def slow(self: Any, *args: Any) -> None:
+        time.sleep(0.02)
+        read(self, *args)
+
+    offload.DiskStore.read = slow  # type: ignore[method-assign]
+    try:
+        pipeline = opened(world, path, "placement.transformer.rest=disk")
+        prompts = [Prompt("a red fox", seed, tiny.FAMILIES["flux"].call) for seed in range(8 * world.size)]
+        results, pictures = run_prompts(world, pipeline, world.tmp_path / "out", prompts, group="auto")
+    finally:
+        offload.DiskStore.read = read  # type: ignore[method-assign]
+    assert len(results) == len(pictures) == 8 * world.size and not any(isinstance(r, Failed) for r in results)
+    assert pipeline.group["chosen"] > 2 and pipeline.group["ranks"][0]["components"]["transformer"]["passes"] == 3
+    for (prompt, seed), picture in pictures.items():
+        assert np.array_equal(picture, expected(path, str(prompt), seed)), seed
+
+
+@on_ranks(1)
+def test_auto_makes_requests_one_by_one_where_no_weights_move(world: World, path: Path) -> None:
+    pipeline = opened(world, path)
+    prompts = [Prompt("a red fox", seed, tiny.FAMILIES["flux"].call) for seed in range(2)]
+    run_prompts(world, pipeline, world.tmp_path / "out", prompts, group="auto")
+    assert pipeline.group["chosen"] == 1 and pipeline.group["reason"] == "no weights move"

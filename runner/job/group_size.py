@@ -1,0 +1,116 @@
+"""How many requests to make together, chosen from what the first ones took."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from runner.calls.meter import Meter, Passes
+from runner.components.component import Component
+from runner.pipeline.pipeline import Pipeline
+
+LARGEST = 16  # that `auto` chooses: what a fault costs, and how long the first picture takes, grow with it
+ENOUGH = 0.03  # a larger group has to save this part of a request's time
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a component's moving weights took in one request on one rank: `passes` over them, seconds that a call
+    computes in one, seconds that they take to come up. `overlap`: the one hides behind the other."""
+
+    passes: int
+    compute: float
+    transfer: float
+    overlap: bool
+
+    def seconds(self, number: int) -> float:
+        """For each request of a group of so many."""
+        shared = self.transfer / number
+        return self.passes * (max(self.compute, shared) if self.overlap else self.compute + shared)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of one rank: its components by name, seconds of a request that are none of theirs, and how many further paused
+    calls the memory holds (None where nobody counts it)."""
+
+    components: dict[str, Measured]
+    rest: float
+    room: int | None
+
+    def seconds(self, number: int) -> float:
+        return self.rest + sum(component.seconds(number) for component in self.components.values())
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`number` requests are made together; why, and what each size would take, in seconds a request."""
+
+    number: int
+    reason: str
+    expected: dict[int, float]
+    figures: Sequence[Figures] = ()
+
+    def described(self) -> dict[str, Any]:
+        """For run.json."""
+        return {
+            "chosen": self.number,
+            "reason": self.reason,
+            "seconds_expected": {str(number): round(seconds, 4) for number, seconds in self.expected.items()},
+            "ranks": [asdict(figures) for figures in self.figures],
+        }
+
+
+def choose(ranks: Sequence[Figures], requests: int) -> Choice:
+    """The smallest group whose requests take no longer, within 3 %, than those of the largest one that can be.
+
+    `requests`: how many each rank has left, at most. The slowest rank decides, since a wave waits for it.
+    """
+    rooms = [figures.room for figures in ranks if figures.room is not None]
+    largest = max(1, min([LARGEST, requests, *(1 + room for room in rooms)]))
+    expected = {number: max(figures.seconds(number) for figures in ranks) for number in range(1, largest + 1)}
+    best = expected[largest]
+    number = next(n for n, seconds in expected.items() if seconds <= best * (1 + ENOUGH))
+    reason = f"one by one a request takes {expected[1] / expected[number]:.2f} x as long" if number > 1 else "no gain"
+    if rooms and number == largest == 1 + min(rooms):
+        reason += "; the memory holds no more"
+    return Choice(number, reason, expected, ranks)
+
+
+class GroupSize:
+    """`together` is how many requests a rank makes together: as asked, or for `auto` chosen when some were made one by
+    one, and measured."""
+
+    def __init__(self, asked: int | str, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._is_open = asked == "auto" and pipeline.moves_weights
+        self.together = asked if isinstance(asked, int) else 1
+        reason = "as asked" if isinstance(asked, int) else "no weights move" if not self._is_open else "none was made"
+        pipeline.group = Choice(self.together, reason, {}).described()
+
+    def meter(self) -> Meter | None:
+        """To measure the next wave with, where that is still to be done. The same on all ranks."""
+        return Meter(self._pipeline.components, self._pipeline.world.device) if self._is_open else None
+
+    def choose(self, meter: Meter, left: int) -> None:
+        """From what each rank has measured, where all that made a request did. Collective; `left`: for each rank."""
+        figures = [one for one in self._pipeline.world.gather(figures_of(meter, self._pipeline)) if one is not None]
+        if figures:
+            choice = choose(figures, left)
+            self.together, self._is_open = choice.number, False
+            self._pipeline.group = choice.described()
+
+
+def figures_of(meter: Meter, pipeline: Pipeline) -> Figures | None:
+    """None where nothing was denoised: by an idle rank, or because the request failed, or was answered by its log."""
+    by_name = {component.name: component for component in pipeline.components}
+    if not any(by_name[name].stage == "denoise" for name in meter.passes):
+        return None
+    measured = {name: _measured(passes, by_name[name]) for name, passes in meter.passes.items()}
+    busy = sum(one.waited + one.computed for passes in meter.passes.values() for one in passes.done)
+    return Figures(measured, max(meter.seconds - busy, 0.0), meter.room)
+
+
+def _measured(passes: Passes, component: Component) -> Measured:
+    """What is gathered hides behind computing where both are queued; on the CPU one comes after the other."""
+    hides = passes.hides or component.placement.devices != "cpu"
+    return Measured(len(passes.done), passes.compute, passes.transfer, hides)
