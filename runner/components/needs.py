@@ -70,16 +70,26 @@ def made_by_constructor(cls: type, settings: Mapping[str, Any], given: Collectio
     """Components that are not given and that the constructor then makes: `if x is None: x = Class()`, in its source."""
     parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
     values = {name: settings.get(name, one.default) for name, one in parameters.items() if name not in given}
-    tree = ast.parse(dedent(inspect.getsource(cls.__init__)))  # type: ignore[misc]
-    module = sys.modules[cls.__module__]
+    constructor: Any = inspect.unwrap(cls.__init__)  # type: ignore[misc]
+    module = sys.modules[constructor.__module__]
     found = {}
-    for assigned in _assigned(tree.body[0].body, values):  # type: ignore[attr-defined]
+    for assigned in _assigned(_body_of(constructor, module), values):
         target, call = assigned.targets[0], assigned.value
         if isinstance(target, ast.Name) and isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
             made = getattr(module, call.func.id, None)
             if target.id in values and isinstance(made, type):
                 found[target.id] = made
     return found
+
+
+def _body_of(method: Any, module: ModuleType) -> list[ast.stmt]:
+    """By the source of its module: that of a method alone cannot be dedented where it holds a long text."""
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.ClassDef):
+            for inner in node.body:
+                if isinstance(inner, ast.FunctionDef) and f"{node.name}.{inner.name}" == method.__qualname__:
+                    return inner.body
+    return []
 
 
 def _assigned(body: list[ast.stmt], values: Mapping[str, Any]) -> Iterator[ast.Assign]:

@@ -28,6 +28,7 @@ from lora import (
     write_merged,
 )
 from lora.settings import is_finite
+from runner.components.borrowed import Loan
 from runner.components.component import Component
 from runner.components.skeleton import checkpoint_of
 from runner.components.source import Source
@@ -140,10 +141,12 @@ def open_adapters(
     pipeline_class: type,
     world: World,
     sources: Mapping[str, Source],
+    copied: Sequence[Loan] = (),
 ) -> Adapters:
     """Read every configured adapter and check it against the components, which are not touched yet.
 
-    `sources`: the files that these came from. Raises UserError, naming the adapter and its keys.
+    `sources`: the files that these came from; `copied`: what one component lends and another has as a copy. Raises
+    UserError, naming the adapter and its keys.
     """
     modules = {component.name: component.module for component in components}
     adapters: dict[str, Adapter] = {}
@@ -154,11 +157,24 @@ def open_adapters(
             )
         except AdapterError as error:
             raise UserError(f"lora {adapter_name(one)!r}: {error}") from error
+    for name, adapter in adapters.items():
+        _refuse_copied(name, adapter, copied)
     used = {name for adapter in adapters.values() for name in adapter.components}
     places = {
         c.name: place_in(c.module, config.mode, world.device, sources[c.name]) for c in components if c.name in used
     }
     return Adapters(config, adapters, places)
+
+
+def _refuse_copied(name: str, adapter: Adapter, copied: Sequence[Loan]) -> None:
+    """A change of a module that two components share has to reach both."""
+    for loan in copied:
+        changed = adapter.components.get(loan.lender, {})
+        if hit := next((weight for weight in changed if f"{weight}.".startswith(f"{loan.name}.")), None):
+            raise UserError(
+                f"lora {name!r} changes {loan.lender}.{hit}, which the {loan.borrower} has too, as a copy where the "
+                f"{loan.lender} is sharded or offloaded; use placement.{loan.lender}.share=replicate rest=device"
+            )
 
 
 def place_in(module: nn.Module, mode: LoraMode, device: torch.device, source: Source) -> Place:

@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from tqdm import tqdm
 
 import sharding
+from runner.components.borrowed import Loan, find_loans, give_own, owners_of
 from runner.components.directory import Directory, check_placements, directory_of
 from runner.components.load import (
     Groups,
@@ -21,7 +22,7 @@ from runner.components.load import (
     move_whole,
     placement_of,
 )
-from runner.components.reading import reading
+from runner.components.reading import file_errors, reading
 from runner.config import Leave, RunConfig
 from runner.errors import UserError
 from runner.pipeline.adapters import open_adapters
@@ -53,14 +54,17 @@ def open_pipeline(
     given, loadings = _load(directory, config, world, groups, show_bar)
     if groups.mesh is not None and config.execution.leave_inference is Leave.weights:
         _verify_modes(groups.mesh)
+    owners = owners_of(_modules(given))
     with reading(f"{directory.root} does not make a {directory.pipeline.__name__}"):
         stock = _on_device(directory.pipeline, world.device)(**directory.settings, **given)
     stock.set_progress_bar_config(disable=True)
     loadings |= _take_made(stock, given, world.device)
+    dtype = getattr(torch, config.model.dtype.value)
+    copied = world.agreed(lambda: _lend(_modules(stock.components), owners, directory, dtype, world.device))
     leave = config.execution.leave_inference
     pipeline = Pipeline(stock, world, leave, loadings=loadings, groups=groups, progress=progress)
     pipeline.adapters = world.agreed(
-        lambda: open_adapters(config.lora, pipeline.components, type(stock), world, directory.sources)
+        lambda: open_adapters(config.lora, pipeline.components, type(stock), world, directory.sources, copied)
     )
     return pipeline
 
@@ -95,6 +99,23 @@ def _take_made(stock: Any, given: Mapping[str, Any], device: torch.device) -> di
         inner.__class__ = _on_device(type(inner), device)
         inner.set_progress_bar_config(disable=True)
     return made
+
+
+def _modules(components: Mapping[str, Any]) -> dict[str, nn.Module]:
+    return {name: module for name, module in components.items() if isinstance(module, nn.Module)}
+
+
+def _lend(
+    modules: Mapping[str, nn.Module],
+    owners: Mapping[int, tuple[str, str]],
+    directory: Directory,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> list[Loan]:
+    """What the constructor put into a second component: those loans that were made copies."""
+    loans = find_loans(modules, owners)
+    with file_errors():
+        return [one for one in loans if give_own(one, modules, directory.sources[one.lender], dtype, device)]
 
 
 def _verify_modes(mesh: DeviceMesh) -> None:
