@@ -51,10 +51,18 @@ class Leave(Enum):
 
 
 class Format(Enum):
-    """auto: png or mp4; npy: the pipeline's own float array, for exact comparison."""
+    """auto: png, mp4, wav; npy: the pipeline's own float arrays, for exact comparison; latent: what decoders get."""
 
     auto = "auto"
     npy = "npy"
+    latent = "latent"
+
+
+class Audio(Enum):
+    """wav: 32-bit float, the samples as they are; flac: 24 bits. In a clip: AAC, or FLAC."""
+
+    wav = "wav"
+    flac = "flac"
 
 
 class OnChange(Enum):
@@ -159,6 +167,12 @@ class LoraConfig:
 
 
 @dataclass
+class VideoConfig:
+    codec: str = _option("an encoder of ffmpeg's, checked before the model is loaded", default="libx264")
+    crf: int | None = _option("the codec's constant quality, less is better [18 for libx264]", default=None)
+
+
+@dataclass
 class JobConfig:
     prompt: Any = _option("one prompt, or a list of prompts; a class label for class-conditional models", default=None)
     prompts: str | None = _option(
@@ -167,8 +181,12 @@ class JobConfig:
     images_per_prompt: int = _option("pictures of each prompt; the seed counts up", default=1)
     seed: int = _option("seed of the first picture of each prompt", default=0)
     call: dict[str, Any] = _option("job.call.<argument>: an argument of the pipeline's own call", default_factory=dict)
-    format: Format = _option("auto (png, or mp4 for video) or npy (the pipeline's float array)", default=Format.auto)
-    fps: int = _option("frames a second of a video", default=16)
+    format: Format = _option(
+        "auto (png, mp4, wav), npy (the pipeline's float arrays) or latent (what its decoders get)", default=Format.auto
+    )
+    fps: float | None = _option("frames a second of a video where the pipeline does not say [16]", default=None)
+    video: VideoConfig = field(default_factory=VideoConfig)
+    audio: Audio = _option("wav (32-bit float) or flac (24 bits)", default=Audio.wav)
     output: str = _option("folder of the results", default="outputs")
     part: str | None = _option("i/n: make only part i of n of the requests, in <output>/part-i-of-n", default=None)
     on_change: OnChange = _option(
@@ -234,10 +252,17 @@ def describe() -> Iterator[tuple[str, str, str]]:
     for section in fields(RunConfig):
         schema: Any = _OF_A_COMPONENT.get(section.name, section.type)
         prefix = f"{section.name}.<component>" if section.name in _OF_A_COMPONENT else section.name
-        assert is_dataclass(schema)
-        for option in fields(schema):
-            key = f"{prefix}.{option.name}" + (".<argument>" if option.name == "call" else "")
-            key = f"{prefix}.<setting>" if option.name == "settings" else key
+        yield from _described(prefix, schema)
+
+
+def _described(prefix: str, schema: Any) -> Iterator[tuple[str, str, str]]:
+    assert is_dataclass(schema)
+    for option in fields(schema):
+        key = f"{prefix}.{option.name}" + (".<argument>" if option.name == "call" else "")
+        key = f"{prefix}.<setting>" if option.name == "settings" else key
+        if is_dataclass(option.type):
+            yield from _described(key, option.type)
+        else:
             default = "" if option.default in (MISSING, None) else option.default
             yield key, str(default.value if isinstance(default, Enum) else default), option.metadata["help"]
 
@@ -343,8 +368,8 @@ def _check_values(config: RunConfig) -> None:
     if not 1 <= job.images_per_prompt <= 1_000_000:
         raise UserError(f"job.images_per_prompt is {job.images_per_prompt}; it must be at least 1, at most 1,000,000")
     check_seeds(job.seed, job.images_per_prompt, "job.seed")
-    if job.fps < 1:
-        raise UserError(f"job.fps is {job.fps}; it must be at least 1")
+    if job.fps is not None and job.fps < 1:
+        raise UserError(f"job.fps is {job.fps:g}; it must be at least 1")
     if job.group != "auto" and not (isinstance(job.group, int) and 1 <= job.group <= LARGEST_GROUP):
         raise UserError(f"job.group is {job.group!r}; it must be at least 1, at most {LARGEST_GROUP}, or auto")
     if job.max_attempts < 1:

@@ -25,6 +25,7 @@ from runner.inputs.arguments import arguments_of
 from runner.job.job import run_job
 from runner.job.prompts import Prompt
 from runner.job.requests import read_job, requests_of, settle, with_inputs
+from runner.media.save import settled_writing
 from runner.media.sheet import contact_sheet
 from runner.output.folder import Folder
 from runner.output.job_folder import JobFolder, settle_recipe, taken
@@ -50,6 +51,7 @@ def run(config: RunConfig, world: World) -> int:
         # Before the folder is looked at, where a misspelt argument would be another recipe.
         arguments = world.agreed(lambda: arguments_of(directory.pipeline))
         prompts, call = with_inputs(prompts, config.job, arguments, world.control)
+        config = replace(config, job=world.agreed(lambda: settled_writing(directory.pipeline, config.job)))
         weights = agreed_identity(directory, config, world)
         adapters = world.agreed(lambda: recipe_of_lora(config.lora))
         with taken(config.job, recipe_of(config, weights, call) | adapters, world) as folder:

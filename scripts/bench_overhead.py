@@ -53,7 +53,7 @@ def main() -> None:
         return output[0][0]
 
     arms: dict[str, Arm] = {
-        "ours": lambda: pipeline(Request(options.prompt, options.seed, call, output_type="np")),
+        "ours": lambda: pipeline(Request(options.prompt, options.seed, call, output_type="np"))[0][0],
         "inference": lambda: bare(torch.inference_mode),
         "again": lambda: bare(torch.inference_mode),
         "no_grad": lambda: bare(torch.no_grad),

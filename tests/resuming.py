@@ -91,7 +91,7 @@ class Bench:
     def make(self, request: Request, name: str, **how: Any) -> tuple[torch.Tensor, int]:
         """The picture, and how many of the denoiser's calls were computed."""
         before = self.computed
-        made = self.pipeline(request, self.resume(name, **how))
+        made = self.pipeline(request, self.resume(name, **how))[0][0]
         return torch.as_tensor(made), self.computed - before
 
     @property

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -11,11 +12,13 @@ class NotFinite(ArithmeticError):
 
 
 def require_finite(what: str, value: Any) -> None:
-    """Raise NotFinite when a floating tensor in `value` (nested as pipelines nest them) holds one.
+    """Raise NotFinite when a floating tensor or array in `value` (nested as pipelines nest them) holds one.
 
     One reduction a tensor, at the two ends of the decoder: where latents come in and pixels go out. It finds the least
     and the largest value, and NaN where there is one: comparing each would copy the pixels at the memory's peak.
     """
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+        value = torch.from_numpy(value)
     if isinstance(value, torch.Tensor):
         if value.is_floating_point() and value.numel() and not torch.isfinite(torch.stack(torch.aminmax(value))).all():
             bad = int((~torch.isfinite(value)).sum())

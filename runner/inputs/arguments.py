@@ -16,6 +16,8 @@ OWN_ARGUMENTS = {
     "output_type": "job.format",
     "num_images_per_prompt": "job.images_per_prompt",
     "num_videos_per_prompt": "job.images_per_prompt",
+    "num_waveforms_per_prompt": "job.images_per_prompt",
+    "num_designs_per_prompt": "job.images_per_prompt",
     "return_dict": None,
     "prompt": "job.prompt",
     "class_labels": "job.prompt",

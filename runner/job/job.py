@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
@@ -25,7 +24,8 @@ from runner.job.call_logs import CallLogs, keep_only, remove_logs_of, what_decid
 from runner.job.group_size import GroupSize
 from runner.job.results import Failed, Made, Repeat, Result, Settled, Stopped
 from runner.job.waves import Task, Wave, Waves
-from runner.media.save import save
+from runner.media.outputs import fields_of
+from runner.media.save import Writing, save
 from runner.output.job_folder import JobFolder
 from runner.output.lines import Failure, ManifestLine
 from runner.pipeline.pipeline import Pipeline
@@ -187,9 +187,9 @@ def _result(task: Task, outcome: Callable[[], Any], making: _Making, seconds: Ca
         made = outcome()
         if task.is_filler:
             return None
-        if isinstance(made, np.ndarray):  # pictures come from a decoder whose pixels were looked at
-            require_finite("pixels", torch.from_numpy(made))
-        saved = save(made, request, making.folder.files, making.job.fps)
+        for name, value in fields_of(made).items():  # pictures come from a decoder whose pixels were looked at
+            require_finite(name, value)
+        saved = save(made, request, making.folder.files, Writing(making.job, pipeline.stock))
     except StoppedInside as stop:
         return None if task.is_filler else Stopped(request, stop.calls)
     except PeerLeft as error:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from runner.config import Format, JobConfig
+from runner.config import JobConfig
 from runner.errors import UserError
 from runner.inputs.arguments import Arguments
 from runner.inputs.checked import checked
@@ -15,6 +15,7 @@ from runner.inputs.input_file import identity
 from runner.inputs.named import named
 from runner.job.prompts import COMMENT, Prompt, read_prompts
 from runner.job.results import Failed, Made, Settled
+from runner.media.output_type import output_type
 from runner.output.lines import Failure
 from runner.output.manifest import State, free_stems
 from runner.output.write import slug
@@ -97,7 +98,7 @@ def requests_of(
     `recipe` is what decides the pixels of all of them: the weights' identity and the dtype.
     """
     requests: dict[str, Request] = {}
-    output_type = "np" if job.format is Format.npy else "pil"
+    asked = output_type(type(pipeline.stock), job.format)
     for position, prompt in enumerate(prompts):
         where = prompt.where or f"prompt {position + 1}"
         call = {**job.call, **prompt.call}
@@ -111,7 +112,7 @@ def requests_of(
             text = json.dumps({**decides, "seed": seed}, sort_keys=True, default=str)
             id = hashlib.sha256(text.encode()).hexdigest()[:16]
             number = position * job.images_per_prompt + seed - first
-            request = Request(prompt.text, seed, call, lora, output_type, id, number)
+            request = Request(prompt.text, seed, call, lora, asked, id, number)
             # A request that is asked for twice is the same picture: made once, under its first number.
             requests.setdefault(id, replace(request, stem=f"{number:04d}-{slug(request.title)}-{seed}"))
     return list(requests.values())

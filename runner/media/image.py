@@ -1,4 +1,4 @@
-"""Pictures as PNG files that carry their recipe, and arrays as they are."""
+"""Pictures as PNG files that carry their recipe."""
 
 import json
 from collections.abc import Mapping
@@ -19,16 +19,6 @@ def save_picture(path: Path, image: Image.Image, recipe: Mapping[str, Any]) -> N
     if recipe.get("prompt") is not None:
         info.add_itxt("prompt", str(recipe["prompt"]).encode("utf-8", "replace").decode("utf-8"))
     write_whole(path, lambda temp: image.save(temp, format="PNG", pnginfo=info))
-
-
-def save_array(path: Path, array: np.ndarray) -> None:
-    """Write an array as .npy."""
-
-    def write(temp: Path) -> None:
-        with temp.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-
-    write_whole(path, write)
 
 
 def recipe_json(recipe: Mapping[str, Any]) -> str:

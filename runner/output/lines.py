@@ -1,6 +1,6 @@
 """The lines of an output folder's journals: what was made, and what failed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
@@ -37,20 +37,76 @@ class _Line:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ManifestLine(_Line):
-    """A finished request. `file` is relative to the output folder; `sha256` is of the pixels, `file_sha256` of the
-    file, whose size and time of writing tell whether it has to be read to know that it is whole."""
+class OutputFile:
+    """A file of a finished request. `file` is relative to the output folder; `sha256` is of the pixels (or samples, or
+    numbers), `file_sha256` of the file, whose size and time of writing tell whether it has to be read to know that it
+    is whole."""
 
     file: str
     bytes: int
     mtime_ns: int
     file_sha256: str
     sha256: str = ""
+    field: str = ""  # of the pipeline's output
+    kind: str = ""
+    shape: Sequence[int] = ()  # of what `sha256` is of
+    fps: float | None = None
+    sampling_rate: int | None = None
+    sound_field: str = ""  # of the sound in a clip's file
+    sound_sha256: str = ""
+    note: str = ""  # what of the output the file does not hold as it was
+
+    def to_json(self) -> dict[str, Any]:
+        """Without what there is none of."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: value for name, value in values.items() if value not in ("", None, ())}
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self | None:
+        """None where the value is no file of ours."""
+        try:
+            return cls(**{one.name: value[one.name] for one in fields(cls) if one.name in value})
+        except TypeError:  # no mapping, or a field is missing
+            return None
+
+    def is_sound(self) -> bool:
+        """Whether it is below the output folder."""
+        return isinstance(self.file, str) and not Path(self.file).is_absolute() and ".." not in Path(self.file).parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestLine(_Line):
+    """A finished request: what each of its files is, and what its output holds besides. The facts of the first file
+    stand in the line itself too."""
+
+    file: str
+    bytes: int
+    mtime_ns: int
+    file_sha256: str
+    sha256: str = ""
+    files: Sequence[OutputFile] = ()  # none in the lines of earlier versions, which wrote one file a request
+    values: Mapping[str, Any] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)  # field of the output: why it is not written
     rank: int = 0
     seconds: float = 0.0
 
+    @property
+    def all_files(self) -> Sequence[OutputFile]:
+        first = {name: getattr(self, name) for name in ("file", "bytes", "mtime_ns", "file_sha256", "sha256")}
+        return self.files or (OutputFile(**first),)
+
+    def to_json(self) -> dict[str, Any]:
+        line = super().to_json() | {"files": [file.to_json() for file in self.files]}
+        return {name: value for name, value in line.items() if value or name not in ("files", "values", "left_out")}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self | None:
+        told = value.get("files", [])
+        files = [OutputFile.from_json(one) for one in told] if isinstance(told, list) else [None]
+        return None if None in files else super().from_json({**value, "files": tuple(files)})
+
     def is_sound(self) -> bool:
-        return isinstance(self.file, str) and not Path(self.file).is_absolute() and ".." not in Path(self.file).parts
+        return all(file.is_sound() for file in self.all_files)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from typing import Any
 from runner.output.call_log import count_records
 from runner.output.folder import Folder
 from runner.output.journal import Journal, JsonObject
-from runner.output.lines import Failure, ManifestLine
+from runner.output.lines import Failure, ManifestLine, OutputFile
 
 
 @dataclass(frozen=True)
@@ -102,17 +102,20 @@ class Manifest:
 
 
 def is_whole(folder: Path, line: ManifestLine) -> bool:
-    """Whether the line's file is the one that was written: as git does, by size and time, and by content if in doubt.
+    """Whether the line's files are those that were written: as git does, by size and time, and by content if in doubt.
 
     A file of the right size and time is trusted unread, so that ten thousand cost no more than ten thousand `stat`s; a
     copied folder (all times differ) is read once at each start.
     """
-    path = folder / line.file
+    return all(_is_written(folder / file.file, file) for file in line.all_files)
+
+
+def _is_written(path: Path, file: OutputFile) -> bool:
     try:
         found = path.stat()
-        if found.st_size != line.bytes:
+        if found.st_size != file.bytes:
             return False
-        return found.st_mtime_ns == line.mtime_ns or file_hash(path) == line.file_sha256
+        return found.st_mtime_ns == file.mtime_ns or file_hash(path) == file.file_sha256
     except (OSError, ValueError):  # ValueError: a name that no file can have
         return False
 
@@ -129,8 +132,11 @@ def file_hash(path: Path) -> str:
 
 
 def free_stems(stems: Iterable[tuple[str, str]], finished: Mapping[str, ManifestLine]) -> list[str]:
-    """For each (id, stem) a stem that no finished request of another id has: prompt lists change, pictures stay."""
-    taken = {Path(line.file).stem: id for id, line in finished.items()}
+    """For each (id, stem) a stem that no finished request of another id has: prompt lists change, pictures stay.
+
+    A stem has no dot: what comes after one tells the files of a request apart.
+    """
+    taken = {Path(line.file).name.partition(".")[0]: id for id, line in finished.items()}
     return [stem if taken.get(stem, id) == id else f"{stem}-{id[:8]}" for id, stem in stems]
 
 

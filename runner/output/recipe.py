@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from runner.config import OnChange, RunConfig
+from runner.config import Audio, OnChange, RunConfig, VideoConfig
 from runner.errors import UserError
 from runner.inputs.input_file import identity as identity_of
 from runner.output.folder import Folder
@@ -22,6 +22,10 @@ def recipe_of(config: RunConfig, identity: Mapping[str, Any], call: Mapping[str,
         f"job.call.{name}": identity_of(value) for name, value in sorted((job.call if call is None else call).items())
     }
     own = {"job.seed": job.seed, "job.format": job.format.value, "job.fps": job.fps}
+    # How files are coded decides no pixels; a folder of two codecs is a mistake all the same.
+    coding = {"job.video.codec": job.video.codec, "job.video.crf": job.video.crf, "job.audio": job.audio.value}
+    plain = {"job.video.codec": VideoConfig.codec, "job.video.crf": None, "job.audio": Audio.wav.value}
+    own |= {key: value for key, value in coding.items() if value != plain[key]}
     recipe = {**{key_of(name): value for name, value in identity.items()}, **own, **arguments}
     return json.loads(json.dumps(recipe, default=str))
 

@@ -98,7 +98,7 @@ class Pipeline:
         return self.replay
 
     def __call__(self, request: Request, resume: Resume | None = None) -> Any:
-        """One picture or clip: the first element of the pipeline's first output, with the request's adapters active.
+        """All that the stock pipeline's call gives, with the request's adapters active.
 
         The noise comes from a CPU generator of the request's own, so that no other request, rank or device moves it;
         the global generators are set from its seed, for schedulers that draw from those.
@@ -163,14 +163,13 @@ class Pipeline:
         with inference, self._boundaries.request(), replaying:
             self.adapters.set(request.lora)
             set_global_generators(request.seed, self.world.device)
-            output = self._call_stock(
+            return self._call_stock(
                 stock,
                 **self.arguments.of_prompt(request.prompt),
                 **decoded(request.call, self.world.device),
                 generator=generator,
                 output_type=request.output_type,
             )
-        return output[0][0]
 
     def _replaying(
         self, request: Request, resume: Resume | None, generator: torch.Generator

@@ -18,5 +18,5 @@ if __name__ == "__main__":
             pipeline = open_pipeline(load_config(None, [f"model.path={root / name}"]), world)
             prompt = family.prompts[world.rank]
             text = prompt[0] if isinstance(prompt, list) else prompt
-            latent = pipeline(Request(text, world.rank, family.call, output_type="latent"))
+            latent = pipeline(Request(text, world.rank, family.call, output_type="latent"))[0][0]
             np.save(output / f"{name}-{world.rank}.npy", np.asarray(latent))

@@ -52,7 +52,7 @@ def component_names(family: str, path: Path, placed: str) -> list[str]:
 
 def call(pipeline: Pipeline, family: str, index: int, output_type: str = "np") -> torch.Tensor:
     """The family's request number `index`, made by the runner."""
-    return torch.as_tensor(pipeline(request_of(family, index, output_type)))
+    return torch.as_tensor(pipeline(request_of(family, index, output_type))[0][0])
 
 
 def request_of(family: str, index: int, output_type: str = "np", **differs: Any) -> Request:
@@ -68,7 +68,7 @@ def call_together(pipeline: Pipeline, requests: Sequence[Request]) -> list[torch
     made: dict[int, torch.Tensor] = {}
 
     def ended(index: int, outcome: Callable[[], Any], seconds: float) -> None:
-        made[index] = torch.as_tensor(outcome())
+        made[index] = torch.as_tensor(outcome()[0][0])
 
     pipeline.make_together(requests, [None] * len(requests), ended)
     return [made[index] for index in range(len(requests))]

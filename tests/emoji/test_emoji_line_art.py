@@ -39,6 +39,6 @@ def test_the_shipped_adapter_takes_the_colour_out_of_things() -> None:
     saturation = {}
     for weight in (0.0, 1.0):
         place.set(edits_of("transformer", {"ink": adapter}, {"ink": weight}))
-        picture = torch.from_numpy(pipeline(Request("a red apple", 0, CALL, output_type="np")))
+        picture = torch.from_numpy(pipeline(Request("a red apple", 0, CALL, output_type="np"))[0][0])
         saturation[weight] = (picture.amax(dim=2) - picture.amin(dim=2)).mean().item()
     assert saturation[1.0] < 0.25 * saturation[0.0]

@@ -89,7 +89,7 @@ def picture(pipeline: Pipeline, family: str, active: Mapping[str, float]) -> np.
     described = tiny.FAMILIES[family]
     prompt = described.prompts[0]
     text = prompt[0] if isinstance(prompt, list) else prompt
-    made = pipeline(Request(text, 0, described.call, active, output_type="np"))
+    made = pipeline(Request(text, 0, described.call, active, output_type="np"))[0][0]
     return np.asarray(made)
 
 

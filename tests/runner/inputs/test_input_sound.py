@@ -45,7 +45,7 @@ def planned(pipeline: Pipeline, path: Path) -> list[Request]:
 def test_sound_made_anew_has_the_bits_of_stock(pipeline: Pipeline, model: Path, tmp_path: Path) -> None:
     file = sing(tmp_path / "a.wav", SAMPLE_RATE)
     (request,) = planned(pipeline, file)
-    made = pipeline(Request(request.prompt, 3, request.call, output_type="latent"))
+    made = pipeline(Request(request.prompt, 3, request.call, output_type="latent"))[0][0]
     samples, _ = soundfile.read(file, dtype="float32")
     with torch.inference_mode():
         generator = torch.Generator("cpu").manual_seed(3)

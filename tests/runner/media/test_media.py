@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runner.media.image import save_array, save_picture
+from runner.media.arrays import save_array
+from runner.media.image import save_picture
 from runner.media.pixels import pixel_hash, pixels
 from runner.media.sheet import contact_sheet
 from runner.media.video import save_video

@@ -128,7 +128,7 @@ def test_requests_switch_adapters_and_give_the_bits_of_peft(mode: str, emoji: Pa
     weights = {key: value.clone() for key, value in pipeline.stock.transformer.state_dict().items()}
 
     def ours(**lora: float) -> np.ndarray:
-        return pipeline(Request("a cat", 1, CALL, lora, output_type="np"))
+        return pipeline(Request("a cat", 1, CALL, lora, output_type="np"))[0][0]
 
     def stock(adapted: Any) -> np.ndarray:
         with torch.inference_mode():

@@ -63,7 +63,7 @@ def tiny_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def made(pipeline: Pipeline, **more: Any) -> torch.Tensor:
-    return torch.as_tensor(pipeline(Request("a red fox", 3, {**FAMILY.call, **more}, output_type="np")))
+    return torch.as_tensor(pipeline(Request("a red fox", 3, {**FAMILY.call, **more}, output_type="np"))[0][0])
 
 
 def stock_made(stock: Any, **more: Any) -> torch.Tensor:

@@ -49,7 +49,7 @@ def test_every_placement_gives_the_bits_of_diffusers_own(name: str, tiny_root: P
         for scope in SCOPES:
             ours = opened(path, f"placement.default.rest={rest}", f"execution.leave_inference={scope}")
             for seed, prompt in enumerate(family.prompts[:2]):
-                made = ours(Request(prompt, seed, family.call, output_type="np"))
+                made = ours(Request(prompt, seed, family.call, output_type="np"))[0][0]
                 assert np.array_equal(made, expected[seed]), f"{rest}, {scope}, request {seed}"
             assert {str(c.placement) for c in ours.components} == {f"replicate, {rest}"}
             ours.close()
@@ -69,7 +69,7 @@ def test_components_are_in_the_order_of_the_blocks_and_steps_are_counted(name: s
 
 def test_an_argument_that_no_block_takes_is_refused_with_the_nearest(model: Path) -> None:
     with pytest.raises(UserError, match=r"num_steps is no argument of AnimaModularPipeline.*'num_inference_steps'"):
-        opened(model).check_arguments({"num_steps": 3})
+        opened(model).arguments.check({"num_steps": 3})
 
 
 REFUSED = {

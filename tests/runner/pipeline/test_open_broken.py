@@ -108,5 +108,5 @@ def test_a_pipeline_without_an_encoder_that_it_can_do_without_gives_the_stock_bi
     shutil.rmtree(model / "tokenizer_3")
     stock = tiny.load_stock(tiny.build("sd3", tiny_root), text_encoder_3=None, tokenizer_3=None)
     expected = torch.as_tensor(tiny.call_stock(stock, family, family.prompts[0], 0)[0])
-    made = opened(model)(Request(family.prompts[0], 0, family.call, output_type="np"))
+    made = opened(model)(Request(family.prompts[0], 0, family.call, output_type="np"))[0][0]
     assert torch.equal(torch.as_tensor(made), expected)

@@ -158,7 +158,7 @@ def test_latents_and_pixels_are_the_stock_pipelines_bits(name: str, tiny_root: P
         for seed, prompt in enumerate(family.prompts[:2]):
             expected = torch.as_tensor(tiny.call_stock(stock, family, prompt, seed, output_type=output_type)[0])
             text = prompt[0] if isinstance(prompt, list) else prompt
-            made = ours(Request(text, seed, family.call, output_type=output_type))
+            made = ours(Request(text, seed, family.call, output_type=output_type))[0][0]
             assert torch.equal(torch.as_tensor(made), expected)
 
 

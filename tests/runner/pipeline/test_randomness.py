@@ -53,7 +53,7 @@ def test_a_request_gives_the_bits_of_stock_seeded_alike_first_last_and_after_a_f
 
     def made(index: int, seed: int, **differs: Any) -> torch.Tensor:
         call = {**described.call, **differs}
-        return torch.as_tensor(pipeline(Request(text(family, index), seed, call, output_type="np")))
+        return torch.as_tensor(pipeline(Request(text(family, index), seed, call, output_type="np"))[0][0])
 
     assert torch.equal(made(1, 7), expected), "first"
     made(0, 3)
