@@ -152,7 +152,7 @@ class ExecutionConfig:
 @dataclass
 class AdapterConfig:
     path: str = MISSING_VALUE
-    weight: float = 1.0
+    strength: float = 1.0
     name: str | None = None
     components: list[str] = field(default_factory=list)
 
@@ -161,7 +161,7 @@ class AdapterConfig:
 class LoraConfig:
     mode: LoraMode = _option("merge (into the weights, where they rest) or dynamic", default=LoraMode.merge)
     adapters: list[AdapterConfig] = _option(
-        "list of {path, weight: 1, name: of the file, components: as in the file}; also lora: [...]",
+        "list of {path, strength: 1, name: of the file, components: as in the file}; also lora: [...]",
         default_factory=list,
     )
 
@@ -339,6 +339,10 @@ def _refuse_key(key: str) -> NoReturn:
     if annotation_of(RunConfig, key) is not None:
         raise UserError(f"{key!r} is one name with dots in it; in a file, write {section}: and the rest below it")
     known = [known.replace("<component>", names[0] if len(names) > 1 else "default") for known, _, _ in describe()]
+    if key.startswith("lora.adapters[") and names[-1:] == ["weight"]:
+        raise UserError(
+            f"unknown key {shown(key)}: how much of an adapter is added is its strength; write strength: 0.8"
+        )
     known += [f"lora.adapters[0].{option.name}" for option in fields(AdapterConfig)]
     near, argument = nearest(key, known), ""
     if section == "job" and len(names) == 1 and not difflib.get_close_matches(key, [near], cutoff=0.85):

@@ -58,7 +58,7 @@ class Adapters:
 
     def __init__(self, config: LoraConfig, adapters: Mapping[str, Adapter], places: Mapping[str, Place]) -> None:
         self._mode = config.mode
-        self._weights = {adapter_name(one): one.weight for one in config.adapters}
+        self._strengths = {adapter_name(one): one.strength for one in config.adapters}
         self._adapters = dict(adapters)
         self._places = dict(places)
         self._active: dict[str, float] = {}
@@ -66,17 +66,17 @@ class Adapters:
     def choose(
         self, asked: Mapping[str, float] | None, where: str, call: Mapping[str, Any] = NO_ARGUMENTS
     ) -> dict[str, float]:
-        """The weights by name that a prompt is made with: those it asks for, else the configured ones.
+        """The strengths by name that a prompt is made with: those it asks for, else the configured ones.
 
         Raises UserError, saying `where`, for a name that is not configured, and for an argument of the `call` that is
         for adapters and could not reach these.
         """
-        chosen = self._weights if asked is None else asked
+        chosen = self._strengths if asked is None else asked
         for name in chosen:
             if name not in self._adapters:
                 known = ", ".join(self._adapters) or "none; set lora.adapters"
                 raise UserError(f"{where}: lora {name!r} is not configured; there is {known}")
-        active = {name: weight for name, weight in chosen.items() if weight != 0}
+        active = {name: strength for name, strength in chosen.items() if strength != 0}
         if active:  # without, the libraries ignore a scale, whatever it is
             self._check_scales(call, where)
         return active
@@ -95,7 +95,7 @@ class Adapters:
             if self._mode is LoraMode.merge and scale != 1:
                 raise UserError(
                     f"{where}: {name}.scale={scale} has no effect with lora.mode=merge, where adapters are in the "
-                    "weights; set lora.mode=dynamic, or multiply the adapters' own weights"
+                    "weights; set lora.mode=dynamic, or multiply the adapters' own strengths"
                 )
 
     def identity(self, active: Mapping[str, float]) -> dict[str, Any]:
@@ -106,8 +106,8 @@ class Adapters:
         if not active:
             return {}
         parts = [
-            (self._adapters[name].identity, weight, list(self._adapters[name].components))
-            for name, weight in active.items()
+            (self._adapters[name].identity, strength, list(self._adapters[name].components))
+            for name, strength in active.items()
         ]
         return {"lora": parts, "lora.mode": self._mode.value}
 
@@ -198,12 +198,12 @@ def recipe_of_lora(config: LoraConfig) -> dict[str, Any]:
     """What decides the pixels of prompts that choose no adapters of their own: dotted key -> value. Reads files."""
     recipe: dict[str, Any] = {}
     for one in config.adapters:
-        if one.weight != 0:
+        if one.strength != 0:
             try:
                 identity = adapter_identity(Path(one.path))
             except AdapterError as error:
                 raise UserError(f"lora {adapter_name(one)!r}: {error}") from error
-            recipe[f"lora.{adapter_name(one)}"] = [identity, one.weight, list(one.components)]
+            recipe[f"lora.{adapter_name(one)}"] = [identity, one.strength, list(one.components)]
     return recipe | {"lora.mode": config.mode.value} if recipe else {}
 
 

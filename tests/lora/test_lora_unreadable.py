@@ -286,7 +286,7 @@ def test_a_job_ends_with_the_users_error_that_names_adapter_and_format(tiny_root
         open_pipeline(config, ALONE)
 
 
-@pytest.mark.parametrize("weight", [".nan", ".inf", "-.inf"])
-def test_an_adapters_weight_that_is_not_finite_is_named(weight: str) -> None:
-    with pytest.raises(UserError, match=r"lora\.adapters\[0\]\.weight is -?(nan|inf); give a finite number"):
-        load_config(None, [f"lora=[{{path: ink, weight: {weight}}}]"])
+@pytest.mark.parametrize("strength", [".nan", ".inf", "-.inf"])
+def test_an_adapters_strength_that_is_not_finite_is_named(strength: str) -> None:
+    with pytest.raises(UserError, match=r"lora\.adapters\[0\]\.strength is -?(nan|inf); give a finite number"):
+        load_config(None, [f"lora=[{{path: ink, strength: {strength}}}]"])

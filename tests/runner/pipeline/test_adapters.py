@@ -44,10 +44,12 @@ def ids(pipeline: Pipeline, lora: dict[str, float] | None = None) -> list[str]:
 
 def test_a_list_is_short_for_the_adapters_and_the_mode_stays_apart(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
-    file.write_text("lora:\n- {path: some/ink.safetensors}\n- {path: b, name: other, weight: 0.5, components: [vae]}\n")
+    file.write_text(
+        "lora:\n- {path: some/ink.safetensors}\n- {path: b, name: other, strength: 0.5, components: [vae]}\n"
+    )
     lora = load_config(file, ["lora.mode=dynamic"]).lora
     assert lora.mode is LoraMode.dynamic
-    assert [(one.path, one.weight, one.components) for one in lora.adapters] == [
+    assert [(one.path, one.strength, one.components) for one in lora.adapters] == [
         ("some/ink.safetensors", 1.0, []),
         ("b", 0.5, ["vae"]),
     ]
@@ -57,9 +59,10 @@ def test_a_list_is_short_for_the_adapters_and_the_mode_stays_apart(tmp_path: Pat
     ("override", "message"),
     [
         ("lora=[{pth: a}]", "pth"),
-        ("lora=[{weight: 1}]", r"lora\.adapters\[0\]\.path"),
+        ("lora=[{strength: 1}]", r"lora\.adapters\[0\]\.path"),
         ("lora=[{path: a}, {path: b, name: a}]", "two of a;"),
-        ("lora=[{path: a, weight: .nan}]", r"adapters\[0\]\.weight is nan"),
+        ("lora=[{path: a, strength: .nan}]", r"adapters\[0\]\.strength is nan"),
+        ("lora=[{path: a, weight: 1}]", r"adapters\[0\]\.weight': .*is its strength; write strength: 0\.8"),
         ("lora.mode=fuse", "merge, dynamic"),
         ("lora.moed=merge", r"nearest is 'lora\.mode'"),
     ],
@@ -114,8 +117,8 @@ def test_the_id_holds_what_decides_the_pixels_and_nothing_else(tmp_path: Path) -
 
 def test_the_recipe_of_a_folder_holds_the_adapters_that_are_on_by_default() -> None:
     assert recipe_of_lora(configured().lora) == {}
-    assert recipe_of_lora(configured({"path": str(INK), "weight": 0}).lora) == {}
-    recipe = recipe_of_lora(configured({"path": str(INK), "name": "ink", "weight": 0.5}).lora)
+    assert recipe_of_lora(configured({"path": str(INK), "strength": 0}).lora) == {}
+    recipe = recipe_of_lora(configured({"path": str(INK), "name": "ink", "strength": 0.5}).lora)
     assert set(recipe) == {"lora.ink", "lora.mode"} and recipe["lora.ink"][1:] == [0.5, []]
     assert len(recipe["lora.ink"][0]) == 64
     with pytest.raises(UserError, match=r"lora 'nowhere': .*no such"):

@@ -155,7 +155,7 @@ def test_wrong_words_are_refused_in_one_line(word: str, message: str) -> None:
         "job.call.x={}",
         "job.call.x=[1, {}]",
         "job.call.x={{a: {}}}",
-        "lora=[{{path: a, weight: {}}}]",
+        "lora=[{{path: a, strength: {}}}]",
         "job={{timeout_seconds: {}}}",
         "job.grace_seconds={}",
         "job.lock_wait_seconds={}",
