@@ -80,9 +80,8 @@ class Arguments:
     def _check_without(self, call: Mapping[str, Any], where: str) -> None:
         if self.prompt is None or (self.prompt not in self.required and files_in(call)):
             return
-        raise UserError(
-            f"{where}: no prompt; give '{self.prompt}' a value, or {self.owner} inputs from files to make something of"
-        )
+        instead = "" if self.prompt in self.required else f", or {self.owner} inputs from files to make something of"
+        raise UserError(f"{where}: no prompt; give '{self.prompt}' a value{instead}")
 
 
 def arguments_of(pipeline: type) -> Arguments:

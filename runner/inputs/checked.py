@@ -3,7 +3,7 @@
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ def checked(values: Sequence[Any], group: Group) -> list[Any]:
     first: dict[Path, NamedFile] = {}
     for file in files:
         first.setdefault(file.path, file)
-    on_all_ranks(lambda: _refuse(_missing(first.values())), group)
+    on_all_ranks(lambda: _refuse(_missing(list(first.values()))), group)
     mine = list(first.values())[rank_in(group) :: size_of(group)]
     seen: dict[Path, _Seen] = {}
     for part in gather(on_all_ranks(lambda: _look_at(mine), group), group):
@@ -57,8 +57,10 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _missing(files: Iterable[NamedFile]) -> list[str]:
-    return [f"{file.where}: {problem}" for file in files if (problem := _why_no_file(file)) is not None]
+def _missing(files: Sequence[NamedFile]) -> list[str]:
+    with ThreadPoolExecutor(_THREADS) as threads:
+        found = list(zip(files, threads.map(_why_no_file, files), strict=True))
+    return [f"{file.where}: {problem}" for file, problem in found if problem is not None]
 
 
 def _why_no_file(file: NamedFile) -> str | None:

@@ -15,7 +15,7 @@ from safetensors import safe_open
 HEAD = 64  # bytes that tell the kind
 _ORIENTATION = 0x0112  # Exif's tag; from 5 on, width and height change places
 _PICTURE_BRANDS = (b"avif", b"avis")
-_SOUNDS = (b"fLaC", b"ID3", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2", b"FORM", b".snd", b"caff", b"RF64")
+_SOUNDS = (b"fLaC", b"ID3", b"FORM", b".snd", b"caff", b"RF64")
 _VIDEOS = (b"\x1aE\xdf\xa3", b"\x00\x00\x01\xba", b"FLV")
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _RIFF = {b"WAVE": "sound", b"AVI ": "video", b"WEBP": "picture"}
@@ -53,12 +53,13 @@ def probe(path: Path) -> Probe:
         head = file.read(HEAD)
         try:
             return _READERS[_kind(path, head)](path, file)
-        except (OSError, Unreadable) as error:
+        except Unreadable:
+            raise
+        except Exception as error:  # whatever a decoder raises over bytes that are not what their head promises
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk's
-            raise Unreadable(f"is damaged ({error})") from error
-        except Exception as error:  # whatever a decoder raises over bytes that are not what their head promises
-            raise Unreadable(f"is damaged ({type(error).__name__}: {error})") from error
+            what = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            raise Unreadable(f"is damaged ({what})") from error
 
 
 def _kind(path: Path, head: bytes) -> Kind:
@@ -78,13 +79,16 @@ def _kind(path: Path, head: bytes) -> Kind:
         return Kind.video if b"theora" in head else Kind.sound
     if head[:4] == b"GIF8":
         return Kind.animation
-    if head.startswith(_SOUNDS):
+    if head.startswith(_SOUNDS) or (head[0] == 0xFF and head[1:2] >= b"\xe0"):  # frames of MP3 begin with 11 ones
         return Kind.sound
     return Kind.video if head.startswith(_VIDEOS) else Kind.picture
 
 
 def _picture(path: Path, file: BinaryIO) -> Probe:
-    picture = _open_picture(file)
+    try:
+        picture = _open_picture(file)
+    except Image.UnidentifiedImageError as error:
+        return _rare_sound(path, file, error)
     is_turned = "exif" in picture.info and picture.getexif().get(_ORIENTATION, 1) >= 5
     width, height = picture.size
     _check_whole(picture, file)
@@ -95,15 +99,21 @@ def _open_picture(file: BinaryIO) -> Image.Image:
     file.seek(0)
     try:
         picture = Image.open(file)
-    except Image.UnidentifiedImageError:
-        file.seek(0)
-        begins = file.read(12)
-        raise Unreadable(f"begins with {begins!r}, which is no picture, video, sound, array or tensors") from None
     except Image.DecompressionBombError as error:
         raise Unreadable(f"is too large: {error}") from error
     if picture.format == "EPS":
         raise Unreadable("is a program (PostScript), which is not run; save it as PNG")
     return picture
+
+
+def _rare_sound(path: Path, file: BinaryIO, error: Exception) -> Probe:
+    """Of one of the many formats that libsndfile knows by more than their first bytes."""
+    try:
+        return _sound(path, file)
+    except soundfile.LibsndfileError:
+        file.seek(0)
+        begins = file.read(12)
+        raise Unreadable(f"begins with {begins!r}, which is no picture, video, sound, array or tensors") from error
 
 
 def _check_whole(picture: Image.Image, file: BinaryIO) -> None:

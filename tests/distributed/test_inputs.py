@@ -17,6 +17,7 @@ from runner.job.requests import with_inputs
 from runner.job.results import Failed, Made
 from tests import tiny
 from tests.distributed.placed import joined, opened, run_prompts
+from tests.distributed.test_generate import generate
 from tests.ranks import World, on_ranks
 from tests.runner.inputs.input_files import draw
 from tests.tiny.other_class import for_class
@@ -113,3 +114,16 @@ def test_a_file_that_changes_costs_its_request_and_no_other(world: World, model:
     assert kinds == {0: Made, 1: Failed, 2: Made, 3: Made, 4: Made}
     (failed,) = (result for result in results if isinstance(result, Failed))
     assert failed.failure.error == "InputLost" and "1.png: has changed since the job began" in failed.failure.message
+
+
+@pytest.mark.slow
+def test_a_damaged_picture_ends_the_command_in_one_line(model: Path, prompts: Path, tmp_path: Path) -> None:
+    picture = prompts.parent / "2.png"
+    picture.write_bytes(picture.read_bytes()[:100])
+    settings = tmp_path / "own.yaml"
+    settings.write_text(f"model: {{path: {model}}}\njob: {{prompts: {prompts}, output: {tmp_path / 'out'}}}\n")
+    result = generate(2, str(settings))
+    assert result.returncode != 0
+    (said,) = (line for line in result.stderr.splitlines() if line.startswith("error: "))
+    assert f"{prompts}:3: image: 2.png is damaged" in said
+    assert not (tmp_path / "out").exists(), "before the folder is taken, and before weights are loaded"

@@ -140,6 +140,8 @@ KINDS = {
     "path or text": Kind("SanaWMPipeline", "image", "a.png", draw, _picture),
     "sound": Kind("StableAudioPipeline", "initial_audio_waveforms", "a.wav", sing, read_sound),
     "flac": Kind("AceStepPipeline", "src_audio", "a.flac", sing, read_sound),
+    "mp3": Kind("StableAudio3AudioToAudioPipeline", "audio", "a.mp3", sing, read_sound),
+    "sound of a rare format": Kind("StableAudioPipeline", "initial_audio_waveforms", "a.w64", sing, read_sound),
     "sound, no batch": Kind(
         "AceStepPipeline",
         "reference_audio",

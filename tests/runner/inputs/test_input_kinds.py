@@ -17,10 +17,7 @@ from tests.runner.inputs.input_files import KINDS, Kind, draw, is_same, read
 SOURCES = ("command line", "yaml", "jsonl", "csv")
 CPU = torch.device("cpu")
 # How many bytes are left of each.
-DAMAGED = {
-    "a.png": 60, "m.png": 60, "a.jpg": 300, "a.webp": 60, "clip.mp4": 200, "a.wav": 20, "a.flac": 20, "c.npy": 150,
-    "e.safetensors": 30,
-}  # fmt: skip
+DAMAGED = {"a.jpg": 300, "clip.mp4": 200, "a.wav": 20, "a.flac": 20, "a.mp3": 2, "c.npy": 150, "e.safetensors": 30}
 
 
 def asked(kind: Kind, source: str, folder: Path) -> list[Prompt]:
@@ -82,8 +79,8 @@ def test_a_missing_file_is_named_with_its_place(case: tuple[Kind, str, Path]) ->
 def test_a_damaged_file_is_named_with_its_place(case: tuple[Kind, str, Path]) -> None:
     kind, source, folder = case
     path = kind.write(folder / kind.file)
-    path.write_bytes(path.read_bytes()[: DAMAGED[kind.file]])
-    with pytest.raises(UserError, match=f"{kind.file} is damaged") as refused:
+    path.write_bytes(path.read_bytes()[: DAMAGED.get(kind.file, 60)])
+    with pytest.raises(UserError, match=rf"{kind.file} (is damaged|begins with)") as refused:
         asked(kind, source, folder)
     _names_its_place(str(refused.value), kind, source)
 
