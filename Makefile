@@ -1,11 +1,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+TASKS ?= .venv-tasks
 export HF_HUB_OFFLINE := 1
 # One thread a rank: two ranks on a small machine otherwise fight for its cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup generate test test-slow test-slurm test-nodes test-chaos gpu-check lint
+.PHONY: setup generate test test-slow test-tasks test-slurm test-nodes test-chaos gpu-check lint
 
 setup: $(VENV)/.installed
 
@@ -23,6 +24,17 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not chaos and not slurm"
+
+# The census of pipelines once more, with torchvision: a second environment, of 5.5 GB.
+test-tasks: $(TASKS)/.installed
+	$(TASKS)/bin/python -m pytest -m "slow or not slow" tests/census
+
+# constraints.txt, but for the torch that this torchvision was built for.
+$(TASKS)/.installed: setup.cfg pyproject.toml constraints.txt constraints-tasks.txt
+	$(PYTHON) -m venv $(TASKS)
+	grep -v '^torch==' constraints.txt | cat - constraints-tasks.txt > $(TASKS)/constraints.txt
+	$(TASKS)/bin/pip install --quiet --constraint $(TASKS)/constraints.txt --editable '.[dev,tasks]'
+	touch $@
 
 # As root, on Debian: two nodes in network namespaces, and a Slurm over them.
 test-slurm: setup

@@ -69,6 +69,7 @@ class Offloaded:
         self._edits: UnitEdits = {}
         self._overrides = Overrides()
         self._handles: list[RemovableHandle] = []
+        self.blocks: Mapping[str, nn.Module] = {}  # all of them: each comes for its own forward, or stays
         self._blocks: dict[str, nn.Module] = {}
 
     @property
@@ -228,6 +229,7 @@ class Offloaded:
                 unit.attach(self.device)
             for name, slot in self._resident.items():
                 self._units[name].bind(slot)
+        self.blocks = blocks
         self._blocks = {unit.name: blocks[unit.name] for unit in self._streamed}
         for unit in self._streamed:
             self._overrides.set(blocks[unit.name], "forward", self._around_block(unit, blocks[unit.name].forward))

@@ -67,6 +67,7 @@ class Boundaries:
         # Of all requests that are being made together:
         self._stage: str | None = None
         self._up: dict[str, Component] = {}  # may have weights up
+        self._whole: set[str] = set()  # brought up by the call of a part
         for component in components:
             self._install(component)
 
@@ -106,6 +107,9 @@ class Boundaries:
             module.register_forward_pre_hook(before, prepend=True),
             module.register_forward_hook(after, always_call=True),
         ]
+        for part in component.parts:
+            hook = functools.partial(self._before_part, component)
+            self._handles.append(part.register_forward_pre_hook(hook, prepend=True))
         for name in METHODS:
             if callable(getattr(type(module), name, None)):
                 self._overrides.set(module, name, self._around_method(component, name))
@@ -128,6 +132,17 @@ class Boundaries:
             turn.server.after_call(turn)
         if not calls and sys.exception() is None:
             self._lockstep.inside = None
+
+    def _before_part(self, component: Component, *_: Any) -> None:
+        """Some pipelines call the parts of a component one by one, past its own call, which brings their weights up:
+        Ideogram 4 those of its text encoder. Then the first part does, in step as a call is."""
+        if self._calls.get() == [] and component.name not in self._whole:
+            self._begin(component, component.stage, "part")
+            try:
+                component.bring_up()
+                self._whole.add(component.name)
+            finally:
+                self._after(component)
 
     def _around_method(self, component: Component, name: str) -> Callable[..., Any]:
         method = getattr(component.module, name)
@@ -190,6 +205,7 @@ class Boundaries:
             for name, component in list(self._up.items()):
                 if except_in is None or component.stage != except_in:
                     component.release()
+                    self._whole.discard(name)
                     del self._up[name]
 
 

@@ -1,6 +1,6 @@
 """A component of a pipeline: what it is called, the live module, the stage it works in, and how it is placed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 import offload
 import sharding
 from runner.config import Rest, Share
+from weights.modes import normal_mode
 
 # Pipelines call components through these, besides calling them; everything else they touch is glue.
 METHODS = ("encode", "decode", "get_text_features", "get_image_features")
@@ -74,12 +75,38 @@ class Component:
         if (offloader := offload.offloader_of(self.module)) is not None:
             offloader.prefetch_head()
 
+    def bring_up(self) -> None:
+        """What is outside the blocks, as a call of the component does; a collective where it is sharded."""
+        with normal_mode():
+            if isinstance(self.module, FSDPModule):
+                self.module.unshard()
+            elif (offloader := offload.offloader_of(self.module)) is not None:
+                offloader.begin()
+
+    @property
+    def parts(self) -> list[nn.Module]:
+        """The modules with weights that its own calls bring up, and that lie outside the blocks, which come by
+        themselves; none where nothing moves."""
+        offloader = offload.offloader_of(self.module)
+        if offloader is None and not isinstance(self.module, FSDPModule):
+            return []
+        blocks = set(offloader.blocks.values()) if offloader else set()
+        return list(_parts(self.module, lambda part: part in blocks or isinstance(part, FSDPModule)))
+
     def release(self) -> None:
         """Free the weights that calls brought up, if any moved. Not a collective."""
         if isinstance(self.module, FSDPModule):
             sharding.reshard(self.module)
         elif (offloader := offload.offloader_of(self.module)) is not None:
             offloader.end()
+
+
+def _parts(module: nn.Module, is_block: Callable[[nn.Module], bool]) -> Iterator[nn.Module]:
+    for part in module.children():
+        if not is_block(part):
+            if any(True for _ in part.parameters(recurse=False)):
+                yield part
+            yield from _parts(part, is_block)
 
 
 def components_of(pipeline: Any) -> list[Component]:

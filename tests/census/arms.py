@@ -79,7 +79,7 @@ def _recorded(folder: Path, step: str, action: Callable[[], Any]) -> None:
     start, error = perf_counter(), ""
     try:
         action()
-    except Exception as raised:  # whatever it is, it is this case's result, and the next case is not touched
+    except (Exception, SystemExit) as raised:  # whatever it is, it is this case's result, and ends no other one
         error = f"{type(raised).__name__}: {raised}"
         if not isinstance(raised, UserError):
             (folder / f"{step}.traceback").write_text(traceback.format_exc())
@@ -99,14 +99,13 @@ def _write_case(case: Case, folder: Path) -> None:
     for name in case.files:
         write_file(folder, name)
     with_files = {key: value for key, value in case.call.items() if replaced(value, lambda file: None) != value}
-    line = replaced(with_files, lambda file: {"file": file.name} if file.told else file.name)
+    line = replaced(with_files, File.written)
     line |= {} if case.prompt is None else {"class_labels" if isinstance(case.prompt, int) else "prompt": case.prompt}
     (folder / "prompts.jsonl").write_text(json.dumps(line) + "\n")
     call = {key: value for key, value in case.call.items() if key not in with_files}
     job = {"prompts": str(folder / "prompts.jsonl"), "seed": SEED, "format": "npy", "call": replaced(call, str)}
-    (folder / "job.yaml").write_text(
-        yaml.safe_dump({"model": {"path": str(folder / "model"), "dtype": case.dtype}, "job": job})
-    )
+    model = {"path": str(folder / "model"), "dtype": case.dtype}
+    (folder / "job.yaml").write_text(yaml.safe_dump({"model": model, "job": job}))
     os.rename(folder / "draft", folder / "model")
 
 
@@ -115,7 +114,7 @@ def _stock(case: Case, folder: Path) -> np.ndarray:
     pipeline = load_stock(folder / "model", getattr(torch, case.dtype))
 
     def read(file: File) -> Any:
-        return read_as_stock(folder / file.name)
+        return read_as_stock(folder / file.name, file.mode)
 
     call = {key: case.stock.get(key, lambda given: given)(replaced(value, read)) for key, value in case.call.items()}
     if case.prompt is not None:

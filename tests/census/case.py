@@ -12,10 +12,16 @@ NEGATIVE = "blurry, low quality"
 @dataclass(frozen=True)
 class File:
     """A call argument that is given as a file: one of tests/census/files.py. `told`: written as {file: NAME}, for an
-    argument whose annotation does not say that it takes a picture."""
+    argument whose annotation does not say that it takes a picture; so is a picture whose `mode` is told."""
 
     name: str
     told: bool = False
+    mode: str = ""
+
+    def written(self) -> Any:
+        """As a user writes it."""
+        mode = {"mode": self.mode} if self.mode else {}
+        return {"file": self.name} | mode if self.told or mode else self.name
 
 
 FILES = "inputs as files are not there yet"  # a gap

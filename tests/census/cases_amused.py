@@ -9,7 +9,7 @@ from diffusers import (
 )
 from transformers import CLIPTextModelWithProjection
 
-from tests.census.case import FILES, MASK, NEGATIVE, PICTURE, Case
+from tests.census.case import MASK, NEGATIVE, PICTURE, Case
 from tests.tiny.text_encoders import clip_encoder
 from tests.tiny.weights import randomise
 
@@ -53,6 +53,6 @@ def amused() -> dict[str, Any]:
 
 CASES = [
     Case("AmusedPipeline", amused, AMUSED | {"height": 16, "width": 16}),
-    Case("AmusedImg2ImgPipeline", amused, AMUSED | {"image": PICTURE, "strength": 0.8}, gap=FILES),
-    Case("AmusedInpaintPipeline", amused, AMUSED | {"image": PICTURE, "mask_image": MASK, "strength": 0.8}, gap=FILES),
+    Case("AmusedImg2ImgPipeline", amused, AMUSED | {"image": PICTURE, "strength": 0.8}),
+    Case("AmusedInpaintPipeline", amused, AMUSED | {"image": PICTURE, "mask_image": MASK, "strength": 0.8}),
 ]

@@ -5,7 +5,7 @@ from typing import Any
 
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxControlNetModel, FluxTransformer2DModel
 
-from tests.census.case import FILES, MASK, OTHER, PICTURE, Case
+from tests.census.case import MASK, OTHER, PICTURE, Case
 from tests.tiny.image_vae import image_vae
 from tests.tiny.text_encoders import clip_encoder, t5_encoder
 from tests.tiny.weights import randomise
@@ -57,23 +57,22 @@ def cloze() -> dict[str, Any]:
 
 CASES = [
     Case("FluxPipeline", parts, CALL),
-    Case("FluxImg2ImgPipeline", parts, IMG2IMG, gap=FILES),
-    Case("FluxInpaintPipeline", parts, INPAINT, gap=FILES),
-    Case("FluxFillPipeline", partial(parts, 48), CALL | {"image": PICTURE, "mask_image": MASK}, gap=FILES),
-    Case("FluxKontextPipeline", parts, KONTEXT, gap=FILES),
-    Case("FluxKontextInpaintPipeline", parts, KONTEXT | {"mask_image": MASK, "strength": 0.8}, gap=FILES),
-    Case("FluxControlPipeline", partial(parts, 32), CALL | CONTROL, gap=FILES),
-    Case("FluxControlImg2ImgPipeline", partial(parts, 32), IMG2IMG | CONTROL, gap=FILES),
-    Case("FluxControlInpaintPipeline", partial(parts, 32), INPAINT | CONTROL, gap=FILES),
-    Case("FluxControlNetPipeline", with_controlnet, CALL | CONTROL, gap=FILES),
-    Case("FluxControlNetImg2ImgPipeline", with_controlnet, IMG2IMG | CONTROL, gap=FILES),
-    Case("FluxControlNetInpaintPipeline", with_controlnet, INPAINT | CONTROL, gap=FILES),
-    Case("VisualClozeGenerationPipeline", cloze, CLOZE, prompt=None, gap=FILES),
+    Case("FluxImg2ImgPipeline", parts, IMG2IMG),
+    Case("FluxInpaintPipeline", parts, INPAINT),
+    Case("FluxFillPipeline", partial(parts, 48), CALL | {"image": PICTURE, "mask_image": MASK}),
+    Case("FluxKontextPipeline", parts, KONTEXT),
+    Case("FluxKontextInpaintPipeline", parts, KONTEXT | {"mask_image": MASK, "strength": 0.8}),
+    Case("FluxControlPipeline", partial(parts, 32), CALL | CONTROL),
+    Case("FluxControlImg2ImgPipeline", partial(parts, 32), IMG2IMG | CONTROL),
+    Case("FluxControlInpaintPipeline", partial(parts, 32), INPAINT | CONTROL),
+    Case("FluxControlNetPipeline", with_controlnet, CALL | CONTROL),
+    Case("FluxControlNetImg2ImgPipeline", with_controlnet, IMG2IMG | CONTROL),
+    Case("FluxControlNetInpaintPipeline", with_controlnet, INPAINT | CONTROL),
+    Case("VisualClozeGenerationPipeline", cloze, CLOZE, prompt=None),
     Case(
         "VisualClozePipeline",
         cloze,
         CLOZE | {"upsampling_height": 32, "upsampling_width": 32, "upsampling_strength": 0.6},
         prompt=None,
-        gap=FILES,
     ),
 ]

@@ -9,7 +9,7 @@ from diffusers import (
 )
 from transformers import Mistral3Model
 
-from tests.census.case import FILES, MASK, NEGATIVE, OTHER, PICTURE, Case
+from tests.census.case import MASK, NEGATIVE, OTHER, PICTURE, Case
 from tests.census.parts import flux2_vae, mistral3, qwen3
 from tests.tiny.weights import randomise
 
@@ -71,10 +71,10 @@ def ernie() -> dict[str, Any]:
 
 
 CASES = [
-    Case("Flux2Pipeline", dev, CALL | {"image": [PICTURE, OTHER]}, gap=FILES),
+    Case("Flux2Pipeline", dev, CALL | {"image": [PICTURE, OTHER]}),
     Case("Flux2KleinPipeline", parts, CALL),
-    Case("Flux2KleinKVPipeline", parts, CALL | {"image": PICTURE}, gap=FILES),
-    Case("Flux2KleinInpaintPipeline", parts, CALL | {"image": PICTURE, "mask_image": MASK, "strength": 0.8}, gap=FILES),
+    Case("Flux2KleinKVPipeline", parts, CALL | {"image": PICTURE}),
+    Case("Flux2KleinInpaintPipeline", parts, CALL | {"image": PICTURE, "mask_image": MASK, "strength": 0.8}),
     Case(
         "ErnieImagePipeline",
         ernie,

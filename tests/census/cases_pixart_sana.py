@@ -11,7 +11,7 @@ from diffusers import (
     SCMScheduler,
 )
 
-from tests.census.case import FILES, NEGATIVE, OTHER, PICTURE, Case
+from tests.census.case import NEGATIVE, OTHER, PICTURE, Case
 from tests.tiny.image_vae import image_vae
 from tests.tiny.text_encoders import gemma2_encoder, t5_encoder
 from tests.tiny.weights import randomise
@@ -93,7 +93,7 @@ CASES = [
     Case("PixArtSigmaPAGPipeline", pixart, GUIDED | {"pag_scale": 2.0}),
     Case("SanaPipeline", sana, GUIDED | SANA),
     Case("SanaPAGPipeline", sana, GUIDED | SANA | {"pag_scale": 2.0}),
-    Case("SanaControlNetPipeline", sana_controlnet, GUIDED | SANA | {"control_image": OTHER}, gap=FILES),
+    Case("SanaControlNetPipeline", sana_controlnet, GUIDED | SANA | {"control_image": OTHER}),
     Case("SanaSprintPipeline", sana_sprint, CALL | SANA),
-    Case("SanaSprintImg2ImgPipeline", sana_sprint, CALL | SANA | {"image": PICTURE, "strength": 0.6}, gap=FILES),
+    Case("SanaSprintImg2ImgPipeline", sana_sprint, CALL | SANA | {"image": PICTURE, "strength": 0.6}),
 ]

@@ -5,7 +5,7 @@ from typing import Any
 from diffusers import FlowMatchEulerDiscreteScheduler, SD3ControlNetModel, SD3Transformer2DModel
 from transformers import CLIPTextModelWithProjection
 
-from tests.census.case import FILES, MASK, NEGATIVE, OTHER, PICTURE, Case
+from tests.census.case import MASK, NEGATIVE, OTHER, PICTURE, Case
 from tests.tiny.image_vae import image_vae
 from tests.tiny.text_encoders import clip_encoder, t5_encoder
 from tests.tiny.weights import randomise
@@ -52,15 +52,14 @@ def with_controlnet(mask_channels: int = 0) -> dict[str, Any]:
 
 CASES = [
     Case("StableDiffusion3Pipeline", parts, CALL),
-    Case("StableDiffusion3Img2ImgPipeline", parts, IMG2IMG, gap=FILES),
-    Case("StableDiffusion3InpaintPipeline", lambda: parts(16), IMG2IMG | {"mask_image": MASK}, gap=FILES),
-    Case("StableDiffusion3ControlNetPipeline", with_controlnet, CALL | {"control_image": OTHER}, gap=FILES),
+    Case("StableDiffusion3Img2ImgPipeline", parts, IMG2IMG),
+    Case("StableDiffusion3InpaintPipeline", lambda: parts(16), IMG2IMG | {"mask_image": MASK}),
+    Case("StableDiffusion3ControlNetPipeline", with_controlnet, CALL | {"control_image": OTHER}),
     Case(
         "StableDiffusion3ControlNetInpaintingPipeline",
         lambda: with_controlnet(mask_channels=1),
         CALL | {"control_image": PICTURE, "control_mask": MASK},
-        gap=FILES,
     ),
     Case("StableDiffusion3PAGPipeline", parts, CALL | {"pag_scale": 2.0}),
-    Case("StableDiffusion3PAGImg2ImgPipeline", parts, IMG2IMG | {"pag_scale": 2.0}, gap=FILES),
+    Case("StableDiffusion3PAGImg2ImgPipeline", parts, IMG2IMG | {"pag_scale": 2.0}),
 ]

@@ -19,7 +19,7 @@ from diffusers import (
 )
 from transformers import Qwen3Model
 
-from tests.census.case import FILES, MASK, NEGATIVE, OTHER, PICTURE, Case
+from tests.census.case import MASK, NEGATIVE, OTHER, PICTURE, Case
 from tests.census.parts import glm, qwen3
 from tests.tiny.image_vae import image_vae
 from tests.tiny.text_encoders import gemma2_encoder, t5_encoder, umt5_encoder
@@ -192,13 +192,13 @@ def prx_pixel() -> dict[str, Any]:
 
 CASES = [
     Case("ChromaPipeline", chroma, SHORT),
-    Case("ChromaImg2ImgPipeline", chroma, IMG2IMG, gap=FILES),
-    Case("ChromaInpaintPipeline", chroma, IMG2IMG | {"mask_image": MASK}, gap=FILES),
+    Case("ChromaImg2ImgPipeline", chroma, IMG2IMG),
+    Case("ChromaInpaintPipeline", chroma, IMG2IMG | {"mask_image": MASK}),
     Case("AuraFlowPipeline", aura_flow, SHORT),
     Case("BriaPipeline", bria, SHORT),
     Case("CogView3PlusPipeline", cogview3, SHORT),
     Case("CogView4Pipeline", cogview4, SHORT),
-    Case("CogView4ControlPipeline", lambda: cogview4(8), SHORT | {"control_image": OTHER}, gap=FILES),
+    Case("CogView4ControlPipeline", lambda: cogview4(8), SHORT | {"control_image": OTHER}),
     Case("OvisImagePipeline", ovis, SHORT),
     Case("LuminaPipeline", lumina, LUMINA | {"clean_caption": False}),
     Case("Lumina2Pipeline", lumina2, LUMINA),

@@ -26,11 +26,13 @@ def write_file(folder: Path, name: str) -> None:
         Image.fromarray(_picture(seed) if seed else _mask()).save(folder / name)
 
 
-def read_as_stock(path: Path) -> Any:
+def read_as_stock(path: Path, mode: str = "") -> Any:
     """As the documentation of diffusers reads a file for a pipeline."""
     if path.suffix == ".npy":
         return torch.from_numpy(np.load(path))
-    return load_video(str(path)) if path.suffix == ".mp4" else load_image(str(path))
+    if path.suffix == ".mp4":
+        return load_video(str(path))
+    return load_image(str(path), (lambda picture: picture.convert(mode)) if mode else None)
 
 
 def _picture(seed: int) -> np.ndarray:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.census.arms import make_case, results, seconds
 from tests.census.cases import CASES, MISSING, SAMPLE, transformer_pipelines
+from tests.census.page import PAGE, page
 from tests.census.tally import Tally
 from tests.ranks import Worlds
 
@@ -42,6 +43,10 @@ def test_a_case_is_of_a_transformer_pipeline() -> None:
     known = [*CASES, *MISSING]
     assert len(set(known)) == len(known)
     assert set(known) <= set(transformer_pipelines())
+
+
+def test_the_page_of_tasks_says_what_the_census_does() -> None:
+    assert PAGE.read_text() == page(), "write it anew: python -m tests.census.page"
 
 
 def _census(name: str, worlds: Worlds, folder: Path, tally: Tally) -> None:
