@@ -110,11 +110,12 @@ def _report(
     config: RunConfig, pipeline: Pipeline, ending: Ending, folder: JobFolder, ranks: Sequence[dict[str, Any]]
 ) -> None:
     """What is made is made: whatever goes wrong from here on is said, and does not make the job fail."""
-    pictures = [
-        (folder.files.path / made.line.file, f"{made.request.title} #{made.request.seed}") for made in ending.made
+    shown = [
+        ([folder.files.path / file.file for file in made.line.all_files], f"{made.request.title} #{made.request.seed}")
+        for made in ending.made
     ]
     _best_effort("run.json", lambda: folder.run_file.write(run_json(config, pipeline, ending, ranks)))
-    _best_effort("the contact sheet", lambda: contact_sheet(folder.files.contact_sheet, pictures))
+    _best_effort("the contact sheet", lambda: contact_sheet(folder.files.contact_sheet, shown))
     say(summary(config, pipeline.world, ending, ranks))
 
 

@@ -259,7 +259,7 @@ def test_a_picture_too_large_for_the_contact_sheet_is_left_out(tmp_path: Path) -
     large, small = tmp_path / "large.png", tmp_path / "small.png"
     Image.new("1", (20_000, 10_000)).save(large)
     Image.new("RGB", (8, 8), "red").save(small)
-    contact_sheet(tmp_path / "sheet.png", [(large, "large"), (small, "small")])
+    contact_sheet(tmp_path / "sheet.png", [([large], "large"), ([small], "small")])
     pixels = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB"))
     assert (pixels == (255, 0, 0)).all(axis=2).any()
 

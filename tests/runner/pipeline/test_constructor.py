@@ -93,7 +93,7 @@ def test_what_a_component_lends_has_the_stock_bits_wherever_both_are(
     call: dict[str, Any] = {"height": 32, "width": 32, "num_inference_steps": 2, "max_sequence_length": 24}
     call["control_image"] = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2)) * 2 - 1
     pipeline = opened(world, zimage, *words)
-    made = torch.as_tensor(pipeline(Request("a fox", 1, call, output_type="np")))
+    made = torch.as_tensor(pipeline(Request("a fox", 1, call, output_type="np"))[0][0])
     stock: Any = tiny.load_stock(zimage)
     with torch.inference_mode():
         generator = torch.Generator().manual_seed(1)
