@@ -35,7 +35,8 @@ def tile(files: Sequence[Path]) -> Image.Image | None:
 
 
 def mosaic(pictures: Sequence[Image.Image], height: int) -> Image.Image:
-    """The pictures side by side and below each other, in the rows and columns that show them largest."""
+    """The pictures side by side and below each other, in the rows and columns that show them largest, and leave
+    no gap."""
     if len(pictures) == 1:
         return _fitted(pictures[0], SIDE, height)
     wide, high = pictures[0].size
@@ -44,7 +45,11 @@ def mosaic(pictures: Sequence[Image.Image], height: int) -> Image.Image:
         rows = math.ceil(len(pictures) / columns)
         return (SIDE - _GAP * (columns - 1)) // columns, (height - _GAP * (rows - 1)) // rows
 
-    columns = max(range(len(pictures), 0, -1), key=lambda n: min(cell(n)[0] / wide, cell(n)[1] / high))
+    def worth(columns: int) -> tuple[float, int, int]:
+        size = min(cell(columns)[0] / wide, cell(columns)[1] / high)
+        return size, -(-len(pictures) % columns), columns
+
+    columns = max(range(1, len(pictures) + 1), key=worth)
     width, depth = cell(columns)
     thumbs = [_fitted(picture, width, depth) for picture in pictures]
     across, down = max(thumb.width for thumb in thumbs) + _GAP, max(thumb.height for thumb in thumbs) + _GAP

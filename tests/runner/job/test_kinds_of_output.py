@@ -1,22 +1,30 @@
 """Jobs of sounds, latents and several files a request: the stock pipeline's numbers in the files, whole and once."""
 
 import json
+import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import imageio.v2 as imageio
 import numpy as np
 import pytest
 import soundfile
 import torch
+from diffusers import LTX2Pipeline
+from imageio_ffmpeg import get_ffmpeg_exe
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from runner.config import load_config
 from runner.errors import ExitCode, UserError
+from runner.media.audio import run_ffmpeg
+from runner.media.pixels import pixel_hash, pixels
 from runner.run import run
 from runner.world import World
 from tests import tiny
+from tests.census import cases_ltx2
 from tests.tiny.family import TinyPipeline
 from tests.tiny.sound import STABLE_AUDIO
 
@@ -118,3 +126,69 @@ def test_what_cannot_come_out_is_refused_before_weights_are_loaded(
     with pytest.raises(UserError, match=says):
         make(tiny.build(name, tiny_root), tiny.FAMILIES[name], word)
     assert not (tmp_path / "out" / "run.json").exists()
+
+
+@pytest.fixture(scope="session")
+def clip_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """LTX-2, which makes clips with their sound."""
+    path = tmp_path_factory.mktemp("clip") / "ltx2"
+    LTX2Pipeline(**cases_ltx2.parts()).save_pretrained(path)
+    return path
+
+
+CLIP = TinyPipeline("ltx2", lambda path: None, cases_ltx2.CALL, output="frames")
+
+
+def test_a_clip_and_its_sound_are_one_file_with_the_hashes_of_stock(
+    make: Make, clip_model: Path, tmp_path: Path
+) -> None:
+    (line,) = make(clip_model, CLIP, "job.audio=flac")
+    stock = whole_output(clip_model, CLIP, "pil")
+    (file,) = line["files"]
+    assert file["file"].endswith(".mp4") and (file["fps"], file["sampling_rate"]) == (25, 24_000)
+    assert file["sha256"] == pixel_hash(pixels(stock.frames[0]))
+    assert file["sound_sha256"] == pixel_hash(stock.audio[0].numpy()) and file["sound_field"] == "audio"
+    with closing(imageio.get_reader(tmp_path / "out" / file["file"], format="FFMPEG")) as reader:
+        assert reader.count_frames() == len(stock.frames[0]) and reader.get_meta_data()["fps"] == 25
+    command = [get_ffmpeg_exe(), "-v", "error", "-i", str(tmp_path / "out" / file["file"]), "-vn", "-f", "f32le"]
+    heard = np.frombuffer(run_ffmpeg([*command, "pipe:1"]), dtype="<f4").reshape(-1, 2).T
+    assert heard.shape == stock.audio[0].shape and np.abs(heard - stock.audio[0].numpy()).max() <= 2**-23
+
+
+def test_a_request_of_which_one_file_is_gone_or_altered_is_made_again(
+    make: Make, clip_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (line,) = make(clip_model, CLIP, "job.format=npy")
+    stock = whole_output(clip_model, CLIP, "np")
+    names = [tmp_path / "out" / file["file"] for file in line["files"]]
+    assert np.array_equal(np.load(names[0]), stock.frames[0])
+    assert names[1].name.endswith(".audio.npy") and np.array_equal(np.load(names[1]), stock.audio[0].numpy())
+    for damage in (Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])):
+        damage(names[1])
+        before = capfd.readouterr()
+        (again,) = make(clip_model, CLIP, "job.format=npy")
+        assert "missing or damaged; made again" in capfd.readouterr().err, before
+        assert [file["sha256"] for file in again["files"]] == [file["sha256"] for file in line["files"]]
+    assert make(clip_model, CLIP, "job.format=npy") == [again]
+
+
+def test_latents_of_clip_and_sound_are_one_file(make: Make, clip_model: Path, tmp_path: Path) -> None:
+    (line,) = make(clip_model, CLIP, "job.format=latent")
+    stock, tensors = whole_output(clip_model, CLIP, "latent"), load_file(tmp_path / "out" / line["file"])
+    assert set(tensors) == {"frames", "audio"}
+    assert torch.equal(tensors["frames"], stock.frames) and torch.equal(tensors["audio"], stock.audio)
+
+
+def test_sound_that_is_no_number_fails_the_request_and_names_the_field(
+    make: Make, clip_model: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(clip_model, model)
+    weights = model / "vocoder" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["conv_out.bias"].fill_(float("nan"))
+    save_file(tensors, weights, metadata={"format": "pt"})
+    assert make(model, CLIP, code=ExitCode.FAILED) == []
+    (failure,) = map(json.loads, (tmp_path / "out" / "failures.jsonl").read_text().splitlines())
+    assert failure["error"] == "NotFinite" and "NaN" in failure["message"]
+    assert not list((tmp_path / "out" / "images").iterdir())
