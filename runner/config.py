@@ -147,6 +147,7 @@ class MeshConfig:
 @dataclass
 class ExecutionConfig:
     leave_inference: Leave = _option("component or weights: what leaves inference mode", default=Leave.component)
+    tf32: bool | None = _option("TF32 for float32 on cuda: true, false, or as torch has it", default=None)
 
 
 @dataclass

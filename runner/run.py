@@ -27,6 +27,7 @@ from runner.job.prompts import Prompt
 from runner.job.requests import read_job, requests_of, settle, with_inputs
 from runner.media.save import settled_writing
 from runner.media.sheet import contact_sheet
+from runner.numerics import settle_numerics
 from runner.output.folder import Folder
 from runner.output.job_folder import JobFolder, settle_recipe, taken
 from runner.output.recipe import recipe_of
@@ -36,6 +37,7 @@ from runner.pipeline.open import open_pipeline
 from runner.pipeline.pipeline import Pipeline
 from runner.progress import Progress
 from runner.report.explain import table
+from runner.report.memory import OwnMemory, own_memory
 from runner.report.run_json import Ending, measure, run_json
 from runner.report.summary import summary
 from runner.request import parse_part
@@ -45,6 +47,7 @@ from runner.world import World
 def run(config: RunConfig, world: World) -> int:
     """Make the job on the ranks of `world`. Returns the exit code (see ExitCode)."""
     with _watched(config, world) as watch:
+        world.agreed(lambda: settle_numerics(world.device, config.execution.tf32))
         prompts = world.agreed(lambda: read_job(config.job))
         directory = world.agreed(lambda: directory_of(config))
         _note_left_out(directory, world)
@@ -58,7 +61,8 @@ def run(config: RunConfig, world: World) -> int:
             watch.last_line.run_file = folder.run_file
             watch.stop_file.path = watch.stop_file.path or folder.files.stop
             config = replace(config, job=replace(config.job, output=str(folder.files.path)))
-            return _run_in_folder(config, world, directory, prompts, weights, folder, watch)
+            with own_memory() as memory:
+                return _run_in_folder(config, world, directory, prompts, weights, folder, watch, memory)
 
 
 @contextmanager
@@ -80,6 +84,7 @@ def _run_in_folder(
     weights: dict[str, Any],
     folder: JobFolder,
     watch: Watch,
+    memory: OwnMemory,
 ) -> int:
     start, progress = perf_counter(), watch.progress
     if world.rank == 0:
@@ -100,7 +105,7 @@ def _run_in_folder(
     everything = sorted([*settled, *made], key=lambda result: result.request.number)
     seconds = {"load": loaded - start, "generate": perf_counter() - loaded}
     ending = Ending.of(everything, len(requests), watch.stop_reason, seconds)
-    ranks = world.gather(measure(pipeline))
+    ranks = world.gather(measure(pipeline, memory))
     if world.rank == 0:
         _report(config, pipeline, ending, folder, ranks)
     return ending.code
@@ -135,6 +140,7 @@ def _note_left_out(directory: Directory, world: World) -> None:
 def explain(config: RunConfig, world: World) -> int:
     """Load and place as `run` would, and print what the resolver decided; nothing is generated."""
     with _watched(config, world) as watch:
+        world.agreed(lambda: settle_numerics(world.device, config.execution.tf32))
         watch.progress.doing("load")
         pipeline = open_pipeline(config, world, progress=watch.progress, show_bar=_shows_bar(world))
         if world.rank == 0:

@@ -4,7 +4,8 @@ import argparse
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
+from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn
@@ -98,12 +99,27 @@ def _main(arguments: argparse.Namespace) -> int:
         print(to_yaml(config), end="", flush=True)
         return ExitCode.DONE
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    set_allocator(os.environ)
     # torch and diffusers take seconds to import; --help should not.
     from runner.run import explain, run
     from runner.world import joined_world
 
     with joined_world(config.job.timeout_seconds) as world:
         return explain(config, world) if arguments.explain else run(config, world)
+
+
+def set_allocator(environment: MutableMapping[str, str]) -> None:
+    """What torch's allocators read when they start; whoever set them decides instead.
+
+    Segments that grow: rings of blocks come and go, and would leave holes that no larger ring fits into. From torch
+    2.13 on, page-locked memory above 1 MiB is not rounded up to a power of two: FSDP's slices are of any size.
+    """
+    if any(f"PYTORCH_{name}ALLOC_CONF" in environment for name in ("", "CUDA_", "HIP_")):
+        return
+    settings = ["expandable_segments:True"]
+    if tuple(map(int, version("torch").split(".")[:2])) >= (2, 13):
+        settings.append("pinned_max_round_threshold_mb:1")
+    environment["PYTORCH_ALLOC_CONF"] = ",".join(settings)
 
 
 def _rank() -> int:

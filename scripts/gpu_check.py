@@ -47,7 +47,7 @@ def steps(num_devices: int) -> list[Step]:
     families = "flux or wan or pixart"
     found = [
         Step("tests marked gpu", [*pytest, "-m", "gpu", "tests"], 120),
-        Step("resident, bitwise", [*pytest, "tests/runner/pipeline/test_open_pipeline.py", "-k", families], 120),
+        Step("resident, bitwise", [*pytest, "tests/distributed/test_generate.py", "-k", "every_family and 1"], 180),
         Step("sharded, bitwise", [*pytest, "tests/distributed/test_sharded.py", "-k", families], 180),
         Step("offloaded, bitwise", [*pytest, "tests/distributed/test_offloaded.py", "-k", families], 180),
         Step("pictures", [*torchrun, "scripts/generate.py", "job.output=outputs/gpu-check"], 120),

@@ -22,7 +22,7 @@ FLOORS = (
     {"inputs"},
     {"request"},
     {"config"},
-    {"world", "progress"},
+    {"world", "progress", "numerics"},
     {"output"},
     {"media", "health"},
     {"components"},

@@ -3,8 +3,9 @@
 [Note: what counts]
 Of the directory: the pipeline's class and settings, and of each component its class, what its library reads to build
 it (files.py) and to fill it (weight_files), through links. A README beside, another variant, or a file of another name
-does not count. Of the code: the releases of torch, diffusers and transformers, the type of the device, and which of the
-packages are there that the pipeline's code takes another path without (needs.py).
+does not count. Of the code: the releases of torch, diffusers and transformers, the type of the device, on an
+accelerator its flags of precision (numerics.py), and which of the packages are there that the pipeline's code takes
+another path without (needs.py).
 
 Not the local tag of a release (2.13.0+cpu, +cu130), as little as the model of the GPU: torch promises the same bits
 across neither, and a job may go on on another machine. Where weights rest and how many ranks there are changes no bit.
@@ -30,6 +31,7 @@ from runner.components.reading import file_errors
 from runner.components.source import Source
 from runner.config import RunConfig
 from runner.errors import UserError
+from runner.numerics import flags_that_decide
 from runner.output.recipe import key_of
 from runner.world import World
 from weights.files import FileError, read_bytes, why_unreadable
@@ -41,6 +43,7 @@ _LIBRARIES = (torch, diffusers, transformers)
 def agreed_identity(directory: Directory, config: RunConfig, world: World) -> dict[str, Any]:
     """`identity`, and the dtype, the same on every rank. Collective; raises UserError that names what differs."""
     mine = world.agreed(lambda: identity(directory, world.device.type, config.model.dtype.value))
+    mine |= flags_that_decide(world.device)
     first, *others = world.gather(mine)
     for rank, other in enumerate(others, start=1):
         for key in sorted(first.keys() | other.keys()):

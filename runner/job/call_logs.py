@@ -1,6 +1,5 @@
 """The call logs of a job: which file a request's is, and what its key says."""
 
-import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -9,11 +8,10 @@ import torch
 
 from runner.calls.replay import Resume
 from runner.health.stderr import say
+from runner.numerics import flags, machine, versions
 from runner.output.call_log import CallLog, remove_logs
 from runner.output.folder import Folder
 from runner.request import Request
-
-LIBRARIES = ("torch", "diffusers", "transformers", "numpy")
 
 
 class CallLogs:
@@ -57,16 +55,6 @@ def remove_logs_of(folder: Folder, ids: Sequence[str]) -> None:
 
 def what_decides(device: torch.device) -> dict[str, Any]:
     """Of the bits of a denoiser's calls, beside the request (whose id covers weights, dtype, prompt, call and seed)."""
-    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    numerics = {
-        "matmul_precision": torch.get_float32_matmul_precision(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-    }
-    if device.type == "cpu":  # kernels differ by instruction set, and sums by how many threads share them
-        machine = f"cpu {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} thread(s)"
-    else:
-        module = torch.get_device_module(device)
-        machine = str(module.get_device_name(device)) if hasattr(module, "get_device_name") else device.type
-        numerics["cudnn"] = [torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark]
+    # On a CPU, kernels differ by instruction set, and sums by how many threads share them: `machine` says both.
     # One rank holds the whole sequence: where several share it (context parallelism), bits differ.
-    return {**versions, **numerics, "machine": machine, "context": 1}
+    return {**versions(), **flags(), "machine": machine(device), "context": 1}

@@ -26,6 +26,7 @@ from runner.job.results import Failed, Made, Repeat, Result, Settled, Stopped
 from runner.job.waves import Task, Wave, Waves
 from runner.media.outputs import fields_of
 from runner.media.save import Writing, save
+from runner.numerics import made_on
 from runner.output.job_folder import JobFolder
 from runner.output.lines import Failure, ManifestLine
 from runner.pipeline.pipeline import Pipeline
@@ -205,7 +206,13 @@ def _result(task: Task, outcome: Callable[[], Any], making: _Making, seconds: Ca
         if isinstance(error, torch.OutOfMemoryError):
             _free_memory(error)
         return None if task.is_filler else Failed(request, failure)
-    line = ManifestLine(**request.described(), **saved, rank=pipeline.world.rank, seconds=round(seconds(), 3))
+    line = ManifestLine(
+        **request.described(),
+        **saved,
+        rank=pipeline.world.rank,
+        seconds=round(seconds(), 3),
+        made_on=made_on(pipeline.world.device),
+    )
     return Made(request, line)
 
 

@@ -89,6 +89,7 @@ class ManifestLine(_Line):
     left_out: Mapping[str, str] = field(default_factory=dict)  # field of the output: why it is not written
     rank: int = 0
     seconds: float = 0.0
+    made_on: Mapping[str, str] = field(default_factory=dict)  # the device, and the releases of what computed on it
 
     @property
     def all_files(self) -> Sequence[OutputFile]:

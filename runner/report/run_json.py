@@ -1,20 +1,17 @@
 """run.json at the end of a run: configuration, placement and mode of each component, figures, failures."""
 
+import os
 import platform
-import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import Any
-
-import torch
 
 from runner.config import RunConfig, to_dict
 from runner.errors import ExitCode
 from runner.job.results import Failed, Made, Settled
+from runner.numerics import flags, made_on, versions
 from runner.pipeline.pipeline import Pipeline
-
-LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "omegaconf")
+from runner.report.memory import OwnMemory, memory_of, on_nodes
 
 
 @dataclass(frozen=True)
@@ -46,20 +43,17 @@ class Ending:
         return [result for result in self.settled if isinstance(result, Failed)]
 
 
-def measure(pipeline: Pipeline) -> dict[str, Any]:
-    """This rank's figures: seconds and calls by stage, and peak bytes of the process and of the device."""
+def measure(pipeline: Pipeline, memory: OwnMemory) -> dict[str, Any]:
+    """This rank's figures: seconds and calls by stage, memory at the peak, and what it computed on."""
     device = pipeline.world.device
     figures: dict[str, Any] = {
         "seconds_per_stage": {stage: round(s, 4) for stage, s in pipeline.timings.seconds.items()},
         "calls_per_stage": dict(pipeline.timings.calls),
-        # Linux counts in KiB, macOS in bytes.
-        "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        * (1 if platform.system() == "Darwin" else 1024),
+        **memory_of(pipeline.components, device, memory),
+        "made_on": made_on(device),
     }
     if pipeline.replay is not None:
         figures["call_log"] = {name: round(value, 3) for name, value in asdict(pipeline.replay.kept).items()}
-    if device.type != "cpu" and hasattr(torch.accelerator, "max_memory_allocated"):
-        figures["peak_device_bytes"] = torch.accelerator.max_memory_allocated(device)
     return figures
 
 
@@ -70,13 +64,16 @@ def run_json(config: RunConfig, pipeline: Pipeline, ending: Ending, ranks: Seque
         "exit_code": ending.code,
         "stopped": ending.stopped,
         "config": to_dict(config),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "versions": {"python": platform.python_version(), **versions()},
+        "numerics": flags(),
+        "allocator": os.environ.get("PYTORCH_ALLOC_CONF", ""),
         "world_size": pipeline.world.size,
         "device": str(pipeline.world.device),
         "components": {component.name: _component(component.name, pipeline) for component in pipeline.components},
         "group": pipeline.group,
         "seconds": {name: round(value, 3) for name, value in ending.seconds.items()},
-        "ranks": ranks,
+        "ranks": [{name: value for name, value in rank.items() if name != "node"} for rank in ranks],
+        "nodes": on_nodes(ranks),
         "finished": len(ending.made),
         "finished_before": sum(result.earlier for result in ending.made),
         "left": ending.left,

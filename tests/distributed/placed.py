@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from runner.pipeline.pipeline import Pipeline
 from runner.request import Request
 from runner.world import World
 from tests import tiny
+from tests.ranks import ORACLE_DEVICE
 from tests.ranks import World as TestWorld
 
 
@@ -119,7 +121,7 @@ def stock_bits(family: str, path: Path, index: int, output_type: str = "np") -> 
 
 @functools.cache
 def _stock(path: Path) -> Any:
-    return tiny.load_stock(path)
+    return tiny.load_stock(path).to(os.environ.get(ORACLE_DEVICE, "cpu"))
 
 
 def expect_stock_bits_in_both_scopes(

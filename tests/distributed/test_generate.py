@@ -32,6 +32,12 @@ def generate(num_ranks: int, *arguments: str) -> subprocess.CompletedProcess[str
     return launch(num_ranks, ROOT / "scripts" / "generate.py", *arguments)
 
 
+def device_of_jobs(num_ranks: int) -> torch.device:
+    """Where so many ranks compute, and the stock pipeline beside them: it is the kernels that decide the bits."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator if accelerator and torch.accelerator.device_count() >= num_ranks else torch.device("cpu")
+
+
 def manifest(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (output / "manifest.jsonl").read_text().splitlines()]
 
@@ -54,7 +60,7 @@ def test_every_family_gives_the_stock_bits_on_every_rank(num_ranks: int, tiny_ro
     result = launch(num_ranks, ROOT / "tests" / "distributed" / "many_jobs.py", str(listing))
     assert result.returncode == 0, result.stderr
     for name, family in tiny.FAMILIES.items():
-        stock = tiny.load_stock(tiny.build(name, tiny_root))
+        stock = tiny.load_stock(tiny.build(name, tiny_root)).to(device_of_jobs(num_ranks))
         lines = manifest(tmp_path / name)
         assert len(lines) == len(family.prompts) == 3
         assert [line["rank"] for line in lines] == [i % num_ranks for i in range(3)]
@@ -66,16 +72,15 @@ def test_every_family_gives_the_stock_bits_on_every_rank(num_ranks: int, tiny_ro
 
 
 def test_two_ranks_give_the_stock_latents(tiny_root: Path, tmp_path: Path) -> None:
-    stocks = {name: tiny.load_stock(tiny.build(name, tiny_root)) for name in tiny.FAMILIES}
+    stocks = {name: tiny.load_stock(tiny.build(name, tiny_root)).to(device_of_jobs(2)) for name in tiny.FAMILIES}
     script = ROOT / "tests" / "distributed" / "latents_on_ranks.py"
     result = launch(2, script, str(tiny_root), str(tmp_path))
     assert result.returncode == 0, result.stderr
     for name, family in tiny.FAMILIES.items():
         for rank in (0, 1):
             expected = tiny.call_stock(stocks[name], family, family.prompts[rank], rank, output_type="latent")[0]
-            assert np.array_equal(np.load(tmp_path / f"{name}-{rank}.npy"), np.asarray(expected)), (
-                f"{name}, rank {rank}"
-            )
+            latents = np.asarray(torch.as_tensor(expected).cpu())
+            assert np.array_equal(np.load(tmp_path / f"{name}-{rank}.npy"), latents), f"{name}, rank {rank}"
 
 
 def test_the_embedded_model_gives_the_stock_pictures_on_two_ranks(emoji: Path, tmp_path: Path) -> None:
@@ -85,7 +90,7 @@ def test_the_embedded_model_gives_the_stock_pictures_on_two_ranks(emoji: Path, t
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("3 of 3 made on 2 rank(s)") == 1, "the summary comes from rank 0 alone"
     call = load_config(ROOT / "configs" / "generate.yaml", recipe).job.call
-    stock = tiny.load_stock(emoji)
+    stock = tiny.load_stock(emoji).to(device_of_jobs(2))
     lines = manifest(tmp_path)
     assert [(line["prompt"], line["seed"], line["rank"]) for line in lines] == [
         ("a rocket", 5, 0),
@@ -102,6 +107,9 @@ def test_the_embedded_model_gives_the_stock_pictures_on_two_ranks(emoji: Path, t
     assert report["finished"] == 3 and report["failures"] == [] and len(report["ranks"]) == 2
     assert {c["mode"] for c in report["components"].values()} == {"inference"}
     assert set(report["ranks"][0]["seconds_per_stage"]) == {"encode", "denoise", "decode"}
+    assert {line["made_on"]["device"] for line in lines} == {rank["made_on"]["device"] for rank in report["ranks"]}
+    assert all(rank["peak_own_host_bytes"] > 50 * 2**20 for rank in report["ranks"])
+    assert [(node["ranks"], node["shared_host_bytes"]) for node in report["nodes"]] == [([0, 1], 0)]
     assert Image.open(tmp_path / "contact-sheet.png").size[0] > 100
     for rank in (0, 1):
         trace = json.loads((tmp_path / "profile" / f"rank{rank}.json").read_text())
@@ -133,7 +141,7 @@ def test_a_job_in_mixed_placements_gives_the_stock_pictures(emoji: Path, tmp_pat
     result = generate(2, *placements, *recipe, "execution.leave_inference=weights", f"job.output={tmp_path}")
     assert result.returncode == 0, result.stderr
     call = load_config(ROOT / "configs" / "generate.yaml", recipe).job.call
-    stock = tiny.load_stock(emoji)
+    stock = tiny.load_stock(emoji).to(device_of_jobs(2))
     for line in manifest(tmp_path):
         with torch.inference_mode():
             expected = stock(line["prompt"], generator=torch.Generator().manual_seed(0), **call).images[0]
