@@ -181,7 +181,9 @@ class JobConfig:
     )
     images_per_prompt: int = _option("pictures of each prompt; the seed counts up", default=1)
     seed: int = _option("seed of the first picture of each prompt", default=0)
-    call: dict[str, Any] = _option("job.call.<argument>: an argument of the pipeline's own call", default_factory=dict)
+    call: dict[str, Any] = _option(
+        "job.call.<argument>: an argument of the pipeline's own call, a file by its path", default_factory=dict
+    )
     format: Format = _option(
         "auto (png, mp4, wav), npy (the pipeline's float arrays) or latent (what its decoders get)", default=Format.auto
     )

@@ -162,11 +162,14 @@ class Pipeline:
         replaying = self._replaying(request, resume, generator)
         with inference, self._boundaries.request(), replaying:
             self.adapters.set(request.lora)
+            self.progress.doing("read inputs")
+            inputs = decoded(request.call, self.world.device)
+            self.progress.doing("start")
             set_global_generators(request.seed, self.world.device)
             return self._call_stock(
                 stock,
                 **self.arguments.of_prompt(request.prompt),
-                **decoded(request.call, self.world.device),
+                **inputs,
                 generator=generator,
                 output_type=request.output_type,
             )

@@ -9,32 +9,17 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import load_image
-from PIL import Image
 
 from runner.config import load_config
 from runner.errors import UserError
 from runner.run import run
 from runner.world import World
 from tests import tiny
+from tests.runner.inputs.input_files import draw, draw_turned, store
 from tests.tiny.other_class import for_class
 
 ALONE = World(0, 1, torch.device("cpu"))
 CALL = {"height": 16, "width": 16, "num_inference_steps": 2, "strength": 0.9, "max_sequence_length": 16}
-TURNED = 6  # Exif: the camera was held upright
-
-
-def draw(path: Path, seed: int = 0, size: tuple[int, int] = (24, 16), **save: Any) -> Path:
-    """A picture of noise."""
-    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, **save)
-    return path
-
-
-def draw_turned(path: Path) -> Path:
-    exif = Image.Exif()
-    exif[0x0112] = TURNED
-    return draw(path, 5, exif=exif, quality=95)
 
 
 def make(output: Path, *words: str) -> list[dict[str, Any]]:
@@ -55,7 +40,7 @@ def stock(model: Path) -> DiffusionPipeline:
     return tiny.load_stock(model)
 
 
-def expected(stock: DiffusionPipeline, prompt: str = "a fox", seed: int = 0, **call: Any) -> np.ndarray:
+def expected(stock: DiffusionPipeline, prompt: str | None = "a fox", seed: int = 0, **call: Any) -> np.ndarray:
     with torch.inference_mode():
         generator = torch.Generator("cpu").manual_seed(seed)
         return stock(prompt, generator=generator, output_type="np", **{**CALL, **call}).images[0]
@@ -97,6 +82,41 @@ def test_pictures_in_a_prompt_file_are_beside_it(
     for seed, (line, picture) in enumerate(zip(lines, pictures, strict=True)):
         want = expected(stock, seed=seed, image=load_image(str(picture)))
         assert np.array_equal(np.load(tmp_path / "out" / line["file"]), want)
+
+
+def test_a_request_without_a_prompt_is_made_of_its_inputs(model: Path, stock: Any, tmp_path: Path) -> None:
+    """Embeddings that were made before, both in one file, each under the name of its argument."""
+    with torch.inference_mode():
+        embeds, pooled, _ = stock.encode_prompt("a fox", None, max_sequence_length=16)
+    embedded = {"prompt_embeds": embeds.clone(), "pooled_prompt_embeds": pooled.clone()}
+    file, picture = store(tmp_path / "fox.safetensors", **embedded), draw(tmp_path / "a.png")
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text(json.dumps(dict.fromkeys(embedded, file.name) | {"image": "a.png", "seed": 3}))
+    words = [f"model.path={model}", f"job.prompts={prompts}"]
+    (line,) = make(tmp_path / "out", *words)
+    assert line["prompt"] is None and line["file"] == "images/0000-fox-3.npy"
+    want = expected(stock, None, seed=3, image=load_image(str(picture)), **embedded)
+    assert np.array_equal(np.load(tmp_path / "out" / line["file"]), want)
+    make(tmp_path / "pictures", *words, "job.format=auto")
+    assert (tmp_path / "pictures" / "contact-sheet.png").exists()
+
+
+def test_a_rerun_makes_what_has_another_input_and_only_that(model: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text("".join(f'{{"prompt": "fox {n}", "image": "{n}.png"}}\n' for n in range(2)))
+    for number in range(2):
+        draw(tmp_path / f"{number}.png", number)
+    words = [f"model.path={model}", f"job.prompts={prompts}"]
+    first = make(tmp_path / "out", *words)
+    assert make(tmp_path / "out", *words) == first
+    draw(tmp_path / "1.png", seed=7)
+    again = make(tmp_path / "out", *words)
+    assert again[:2] == first and len(again) == 3
+    hashes = [line["call"]["image"]["sha256"] for line in again]
+    assert hashes[2] not in hashes[:2] and again[2]["prompt"] == "fox 1"
+    assert again[2]["file"] != again[1]["file"], "what was made of the old one stays"
+    with pytest.raises(UserError, match=r"made by another recipe \(job\.call\.image: unset -> "):
+        make(tmp_path / "out", *words, f"job.call.image={tmp_path / '0.png'}")
 
 
 def test_a_missing_picture_is_named_with_its_line_before_weights_are_loaded(model: Path, tmp_path: Path) -> None:
