@@ -25,7 +25,7 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not chaos and not slurm"
 
-# The census of pipelines once more, with torchvision: a second environment, of 5.5 GB.
+# The census of pipelines once more, with torchvision: a second environment, of 6 GB and two minutes.
 test-tasks: $(TASKS)/.installed
 	$(TASKS)/bin/python -m pytest -m "slow or not slow" tests/census
 
