@@ -12,7 +12,8 @@ PACKAGES = {
     "sharding": {"weights"},
     "offload": {"weights"},
     "lora": {"weights"},
-    "runner": {"weights", "sharding", "offload", "lora"},
+    "pipelines": set[str](),
+    "runner": {"weights", "sharding", "offload", "lora", "pipelines"},
 }
 # The floors of runner/, the lowest first: files by their name, wings by their folder. A room imports from the floors
 # below its own, and from itself; rooms of one floor do not know each other.
