@@ -35,9 +35,10 @@ class PixArtSigmaImg2ImgPipeline(PixArtSigmaPipeline):  # type: ignore[misc]
         output_type: str | None = "pil",
         return_dict: bool = True,
         clean_caption: bool = True,
+        use_resolution_binning: bool = False,
         max_sequence_length: int = 300,
     ) -> Any:
-        """As PixArtSigmaPipeline, whose arguments these are, but for two.
+        """As PixArtSigmaPipeline, whose arguments these are, but for two; `use_resolution_binning` can only be false.
 
         `image`: where to start, resized to `height` x `width` pixels. `strength`, above 0 and at most 1: how far it is
         noised, and which part of the `num_inference_steps` is made; at 1 nothing of the picture is left. Raises
@@ -57,6 +58,7 @@ class PixArtSigmaImg2ImgPipeline(PixArtSigmaPipeline):  # type: ignore[misc]
             output_type=output_type,
             return_dict=return_dict,
             clean_caption=clean_caption,
+            use_resolution_binning=use_resolution_binning,
             max_sequence_length=max_sequence_length,
         )
 
@@ -67,6 +69,10 @@ class PixArtSigmaImg2ImgPipeline(PixArtSigmaPipeline):  # type: ignore[misc]
         if not 0 < strength <= 1 or start == num_inference_steps:
             raise ValueError(
                 f"strength={strength} makes none of the {num_inference_steps} steps; give it above 0 and at most 1"
+            )
+        if call["use_resolution_binning"]:
+            raise ValueError(
+                "use_resolution_binning=True would change the size that the picture is noised in; set it to false"
             )
         size = self.transformer.config.sample_size * self.vae_scale_factor
         call["height"], call["width"] = call["height"] or size, call["width"] or size
@@ -81,7 +87,6 @@ class PixArtSigmaImg2ImgPipeline(PixArtSigmaPipeline):  # type: ignore[misc]
                 num_inference_steps=num_inference_steps,
                 generator=generator,
                 callback=after_step,
-                use_resolution_binning=False,
                 **call,
             )
 
@@ -127,6 +132,7 @@ class PixArtSigmaInpaintPipeline(PixArtSigmaImg2ImgPipeline):
         output_type: str | None = "pil",
         return_dict: bool = True,
         clean_caption: bool = True,
+        use_resolution_binning: bool = False,
         max_sequence_length: int = 300,
     ) -> Any:
         """As PixArtSigmaImg2ImgPipeline. `mask_image`: what is to be made anew is white, what is kept is black."""
@@ -144,6 +150,7 @@ class PixArtSigmaInpaintPipeline(PixArtSigmaImg2ImgPipeline):
             output_type=output_type,
             return_dict=return_dict,
             clean_caption=clean_caption,
+            use_resolution_binning=use_resolution_binning,
             max_sequence_length=max_sequence_length,
         )
 

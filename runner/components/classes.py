@@ -10,6 +10,7 @@ import transformers
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES, simple_get_class_obj
 
+import pipelines
 from runner.components.reading import reading
 from runner.errors import UserError
 
@@ -38,8 +39,8 @@ def pipeline_called(name: str) -> Any:
 
 
 def all_pipelines() -> list[Any]:
-    """Every class of pipeline that diffusers has here; it imports them all, which takes two seconds."""
-    found = []
+    """Every class of pipeline that diffusers and we have; it imports them all, which takes two seconds."""
+    found = [getattr(pipelines, name) for name in pipelines.__all__]
     for name in dir(diffusers):
         if name.endswith("Pipeline") and "Modular" not in name:
             cls = getattr(diffusers, name, None)
@@ -76,7 +77,9 @@ def refuse_dummy(cls: Any) -> None:
 
 def _named_pipeline(name: Any, where: str) -> Any:
     with reading(f"{where} cannot be imported"):
-        cls = getattr(diffusers, name, None) if isinstance(name, str) else None
+        cls = None
+        if isinstance(name, str):
+            cls = getattr(pipelines, name, None) or getattr(diffusers, name, None)
         refuse_dummy(cls)
     is_one = isinstance(cls, type) and issubclass(cls, DiffusionPipeline) and cls is not DiffusionPipeline
     return cls if is_one else None
