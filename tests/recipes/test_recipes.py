@@ -10,7 +10,7 @@ import pytest
 
 from runner.config import load_config
 from runner.errors import UserError
-from runner.pipeline.pipeline import check_arguments
+from runner.inputs.arguments import arguments_of
 from tests.recipes.real_sizes import MODELS, components
 from tests.recipes.recipes import FOLDER, MACHINES, PIPELINES, ROOM, Arrangement, arrangements, bases, comment
 from weights.tied import find_weights
@@ -30,7 +30,7 @@ def test_a_base_asks_for_the_models_directory_and_calls_its_pipeline_rightly(bas
     with pytest.raises(UserError, match=r"model\.path has to be given"):
         load_config(FOLDER / f"{base}.yaml", [])
     config = Arrangement(base).load()
-    check_arguments(getattr(diffusers, PIPELINES[base]), config.job.call)
+    arguments_of(getattr(diffusers, PIPELINES[base])).check(config.job.call)
     taken = inspect.signature(getattr(diffusers, PIPELINES[base]).__init__).parameters
     assert set(components(base)) | set(config.components) <= set(taken)
 
