@@ -46,7 +46,7 @@ def make_case(world: TestWorld, name: str) -> None:
     case, folder = CASES[name], world.tmp_path
     alone = World(0, 1, world.device)
     if world.rank == 0:
-        _recorded(folder, "build", lambda: _write_case(case, folder))
+        _recorded(folder, "build", lambda: write_case(case, folder))
     dist.barrier()
     if not (folder / "model" / "model_index.json").exists():
         return
@@ -92,7 +92,7 @@ def _error(folder: Path, step: str) -> str:
     return json.loads(file.read_text())["error"] if file.exists() else "it did not come to an end"
 
 
-def _write_case(case: Case, folder: Path) -> None:
+def write_case(case: Case, folder: Path) -> None:
     """The model's directory, the inputs, and what a user would write to have the one made from the other."""
     pipeline = getattr(diffusers, case.pipeline)(**case.parts())
     pipeline.save_pretrained(folder / "draft")

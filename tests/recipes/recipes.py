@@ -70,7 +70,7 @@ def comment(file: Path) -> str:
 
 
 def bases() -> list[str]:
-    return [file.stem for file in sorted(FOLDER.glob("*.yaml")) if not comment(file).startswith("Over ")]
+    return sorted(file.stem for file in FOLDER.glob("*.yaml") if not comment(file).startswith("Over "))
 
 
 def arrangements() -> list[Arrangement]:
