@@ -32,16 +32,18 @@ def test_a_base_asks_for_the_models_directory_and_calls_its_pipeline_rightly(bas
     config = Arrangement(base).load()
     arguments_of(getattr(diffusers, PIPELINES[base])).check(config.job.call)
     taken = inspect.signature(getattr(diffusers, PIPELINES[base]).__init__).parameters
-    assert set(components(base)) | set(config.components) <= set(taken)
+    assert set(MODELS[base]) | set(config.components) <= set(taken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arrangement", ALL, ids=str)
 def test_the_weights_leave_room_on_the_machine(arrangement: Arrangement) -> None:
     memory, _ = MACHINES[arrangement.machine]
-    assert set(arrangement.load().placement) <= set(components(arrangement.base)) | {"default"}
+    assert set(arrangement.load().placement) <= set(MODELS[arrangement.base]) | {"default"}
     assert arrangement.fit().device <= (memory - ROOM[memory]) * GB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arrangement", ALL, ids=str)
 def test_what_a_recipe_says_of_memory_is_so(arrangement: Arrangement) -> None:
     said = comment(arrangement.files[-1])
@@ -63,6 +65,7 @@ def _all_weights(arrangement: Arrangement) -> float:
     return total / GB
 
 
+@pytest.mark.slow
 def test_the_table_in_the_docs_is_worked_out_from_the_recipes() -> None:
     assert table() in DOCS.read_text(), f"write this into {DOCS.name}:\n{table()}"
 
