@@ -14,10 +14,11 @@ from diffusers import PixArtSigmaPipeline
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
+_Stock: Any = PixArtSigmaPipeline  # diffusers says nothing of its types
 AfterStep = Callable[[int, int, torch.Tensor], None]
 
 
-class PixArtSigmaImg2ImgPipeline(PixArtSigmaPipeline):  # type: ignore[misc]
+class PixArtSigmaImg2ImgPipeline(_Stock):
     """Picture and text to picture."""
 
     @torch.no_grad()
@@ -117,7 +118,7 @@ class PixArtSigmaInpaintPipeline(PixArtSigmaImg2ImgPipeline):
     """A part of a picture made anew, by text."""
 
     @torch.no_grad()
-    def __call__(
+    def __call__(  # type: ignore[override]
         self,
         prompt: str | list[str] | None = None,
         image: PipelineImageInput | None = None,
