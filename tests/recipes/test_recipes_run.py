@@ -69,7 +69,7 @@ def _write(base: str, folder: Path) -> None:
 def _words(arrangement: Arrangement, folder: Path) -> list[str]:
     """The recipe's own settings, at the sizes and step counts of a test, on a model of one or two blocks."""
     case = CASES[PIPELINES[arrangement.base]]
-    small = {name: value for name, value in case.call.items() if isinstance(value, int | float | list | tuple)}
+    small = {name: value for name, value in case.call.items() if _is_numbers(value)}
     words = [f"job.call.{name}={json.dumps(value)}" for name, value in small.items() if "guidance" not in name]
     words += [
         f"placement.{name}.resident_blocks=1"
@@ -78,6 +78,11 @@ def _words(arrangement: Arrangement, folder: Path) -> list[str]:
     ]
     output = folder / f"out{arrangement.machine}"
     return [*words, f"model.path={folder}/model", f"job.prompts={folder}/prompts.jsonl", f"job.output={output}"]
+
+
+def _is_numbers(value: object) -> bool:
+    values = value if isinstance(value, list | tuple) else [value]
+    return all(isinstance(one, int | float) for one in values)
 
 
 def _pixels(output: Path) -> str:
