@@ -8,7 +8,7 @@ other, one on each.
 import json
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -51,7 +51,7 @@ def make_case(world: TestWorld, name: str) -> None:
     if not (folder / "model" / "model_index.json").exists():
         return
     if world.rank == 0:
-        _recorded(folder, "stock", lambda: np.save(folder / "stock.npy", _stock(case, folder)))
+        _recorded(folder, "stock", lambda: np.savez(folder / "stock.npz", **_stock(case, folder)))
         _recorded(folder, "resident", lambda: _run("resident", case, folder, alone))
     else:
         _recorded(folder, "disk", lambda: _run("disk", case, folder, alone))
@@ -64,9 +64,11 @@ def results(folder: Path) -> dict[str, str]:
     for step in ("build", "stock"):
         if error := _error(folder, step):
             return dict.fromkeys(ARMS, f"{step}: {error}")
-    wanted = np.load(folder / "stock.npy")
-    if not np.isfinite(wanted).all() or wanted.std() < 1e-3:
-        return dict.fromkeys(ARMS, f"stock: no picture that could tell anything: its values deviate {wanted.std():.2g}")
+    with np.load(folder / "stock.npz") as stock:
+        wanted = dict(stock)
+    for field, values in wanted.items():
+        if not np.isfinite(values).all() or values.std() < 1e-3:
+            return dict.fromkeys(ARMS, f"stock: no {field} that could tell anything: deviates {values.std():.2g}")
     return {arm: _error(folder, arm) or _difference(folder / arm, wanted) for arm in ARMS}
 
 
@@ -109,8 +111,8 @@ def write_case(case: Case, folder: Path) -> None:
     os.rename(folder / "draft", folder / "model")
 
 
-def _stock(case: Case, folder: Path) -> np.ndarray:
-    """What stock diffusers makes of the same directory and files: the first element of its first output."""
+def _stock(case: Case, folder: Path) -> dict[str, np.ndarray]:
+    """What stock diffusers makes of the same directory and files: the numbers of each field of its output, in a row."""
     pipeline = load_stock(folder / "model", getattr(torch, case.dtype))
 
     def read(file: File) -> Any:
@@ -124,7 +126,17 @@ def _stock(case: Case, folder: Path) -> np.ndarray:
     set_global_generators(SEED, torch.device("cpu"))  # some schedulers and autoencoders draw from these
     with torch.inference_mode():
         output = pipeline(**call, generator=torch.Generator("cpu").manual_seed(SEED), output_type="np")
-    return np.asarray(output[0][0])
+    return {field: numbers for field, value in output.items() if (numbers := _in_a_row(value)) is not None}
+
+
+def _in_a_row(value: Any) -> np.ndarray | None:
+    """The numbers of an array, a tensor or a list of them; None of what holds none."""
+    if isinstance(value, list | tuple):
+        rows = [row for one in value if (row := _in_a_row(one)) is not None]
+        return np.concatenate(rows) if rows and len(rows) == len(value) else None
+    if isinstance(value, torch.Tensor):
+        value = (value.float() if value.dtype is torch.bfloat16 else value).numpy()
+    return value.ravel() if isinstance(value, np.ndarray) else None
 
 
 def _run(arm: str, case: Case, folder: Path, world: World) -> None:
@@ -137,9 +149,16 @@ def _run(arm: str, case: Case, folder: Path, world: World) -> None:
         raise RuntimeError(f"exit code {code}: {failure.get('error')}: {failure.get('message')}")
 
 
-def _difference(output: Path, wanted: np.ndarray) -> str:
+def _difference(output: Path, wanted: Mapping[str, np.ndarray]) -> str:
+    """Of the files of each field, which may be several."""
     [line] = [json.loads(line) for line in (output / "manifest.jsonl").read_text().splitlines()]
-    made = np.load(output / line["file"])
-    if made.shape != wanted.shape or made.dtype != wanted.dtype:
-        return f"{made.dtype} of shape {made.shape}, and stock {wanted.dtype} of {wanted.shape}"
-    return "" if np.array_equal(made, wanted) else f"other bits than stock, by {np.abs(made - wanted).max():.2g}"
+    if unknown := {file["field"] for file in line["files"]} ^ set(wanted):
+        return f"{sorted(unknown)} is a field of one of both, stock and the manifest"
+    for field, values in wanted.items():
+        files = [np.load(output / file["file"]).ravel() for file in line["files"] if file["field"] == field]
+        made = np.concatenate(files)
+        if made.shape != values.shape or made.dtype != values.dtype:
+            return f"{field}: {made.size} values of {made.dtype}, and stock {values.size} of {values.dtype}"
+        if not np.array_equal(made, values):
+            return f"{field}: other bits than stock, by {np.abs(made - values).max():.2g}"
+    return ""
