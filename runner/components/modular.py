@@ -13,8 +13,9 @@ repository for a component, nothing is fetched from it.
 import copy
 import inspect
 import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import diffusers
 from diffusers.utils import BaseOutput
 from torch import nn
+from tqdm import tqdm
 
 from runner.components.reading import reading
 from runner.errors import UserError
@@ -167,13 +169,23 @@ class _Stock:
 
     def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
         """Of every loop of the blocks, so that steps can be counted in one place."""
-        bars = diffusers.modular_pipelines.modular_pipeline.tqdm
-        return bars(iterable, **self._bar_options) if iterable is not None else bars(total=total, **self._bar_options)
+        return tqdm(iterable, total=total, **self._bar_options)
+
+    @contextmanager
+    def _counting_bars(self) -> Iterator[None]:
+        """Some loops (Helios, Wan-Animate 2) make their bar with the tqdm that their module imported."""
+        modules = [sys.modules[name] for name in sorted({type(block).__module__ for block in _all(self._blocks)})]
+        with ExitStack() as undo:
+            for module in modules:
+                if (own := vars(module).get("tqdm")) is not None:
+                    undo.callback(setattr, module, "tqdm", own)
+                    module.tqdm = lambda iterable=None, total=None, **_: self.progress_bar(iterable, total)  # type: ignore[attr-defined]
+            yield
 
     def run_blocks(self, arguments: Mapping[str, Any]) -> Any:
         """The outputs by name, as fields of an object that is read like that of any other pipeline."""
         names = [output.name for output in self._blocks.outputs]
-        with _quiet():
+        with _quiet(), self._counting_bars():
             made = super().__call__(**arguments, output=names)  # type: ignore[misc]
         kind = make_dataclass(f"{type(self).__name__}Output", names, bases=(BaseOutput,))
         return kind(**made)

@@ -16,6 +16,7 @@ from .ltx import LTX
 from .modular_anima import ANIMA
 from .modular_directory import call_modular, load_modular
 from .modular_of_classic import MODULAR_FLUX, MODULAR_QWENIMAGE, MODULAR_WAN22
+from .modular_wan_animate2 import MODULAR_WAN_ANIMATE2
 from .oracle import call_stock, load_stock, stock
 from .pixart import PIXART
 from .qwenimage import QWENIMAGE
@@ -41,7 +42,7 @@ FAMILIES: dict[str, TinyPipeline] = {
 
 # Pipelines that diffusers puts together from blocks: their directories hold a modular_model_index.json.
 MODULAR: dict[str, TinyPipeline] = {
-    family.name: family for family in (ANIMA, MODULAR_FLUX, MODULAR_QWENIMAGE, MODULAR_WAN22)
+    family.name: family for family in (ANIMA, MODULAR_FLUX, MODULAR_QWENIMAGE, MODULAR_WAN22, MODULAR_WAN_ANIMATE2)
 }
 
 
