@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from runner.components import modular
+from runner.components import modular_index
 from runner.components.changing import changed, refuse_absent
 from runner.components.choosing import check_names, check_taken, chosen_pipeline
 from runner.components.classes import INDEX, component_class, pipeline_class
@@ -79,7 +79,7 @@ def read_directory(
     elsewhere = {name: Path(one.path) for name, one in components.items() if one.path is not None}
     with file_errors():
         names = _names_in(root)
-        if modular.INDEX in names and INDEX not in names:
+        if modular_index.INDEX in names and INDEX not in names:
             directory = _read_modular(root, pipeline, components, elsewhere)
         elif INDEX in names:
             directory = _read(root, pipeline, components, elsewhere)
@@ -122,14 +122,14 @@ def _read(
 def _read_modular(
     root: Path, pipeline: str | None, components: Mapping[str, ComponentConfig], elsewhere: Mapping[str, Path]
 ) -> Directory:
-    file = root / modular.INDEX
+    file = root / modular_index.INDEX
     index = read_object(file)
-    cls = modular.modular_class(file, index)
+    cls = modular_index.modular_class(file, index)
     if pipeline is not None:
         raise UserError(f"model.pipeline: {root} is a modular {cls.__name__}, whose blocks no other class takes")
     if unknown := next((name for name in components if name not in cls.parts), None):
         raise UserError(f"components.{unknown}: a {cls.__name__} has no such component; it has {', '.join(cls.parts)}")
-    settings, listed = modular.told_apart(file, cls, index)
+    settings, listed = modular_index.told_apart(file, cls, index)
     sources = {}
     for name in cls.parts:
         spec = listed.get(name)
@@ -137,7 +137,7 @@ def _read_modular(
         if name in elsewhere:
             sources[name] = Source(name, class_elsewhere(name, elsewhere[name], cls, known), elsewhere[name])
         elif spec is not None and known is not None:
-            sources[name] = Source(name, known, modular.folder_of(file, name, spec))
+            sources[name] = Source(name, known, modular_index.folder_of(file, name, spec))
     settings = {name: value for name, value in settings.items() if name not in sources}
     return Directory(root, cls, sources, settings)
 

@@ -3,45 +3,30 @@
 Diffusers puts such a pipeline together from blocks: steps that say which components they call, which inputs they take
 and what they make of them. Some models exist only so. What the runner asks of a pipeline's class is made of the blocks
 here: a constructor that takes the components, a call with a signature, the order of the components, outputs by name,
-one progress bar. The API is experimental, and this file alone knows it.
-
-[Note: what is not run]
-Blocks come from diffusers only. Those that a directory brings as Python files are refused, and where an index names a
-repository for a component, nothing is fetched from it.
+one progress bar. The API is experimental: this file and modular_index.py are all that knows it.
 """
 
 import copy
+import functools
 import inspect
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, make_dataclass
-from pathlib import Path
+from dataclasses import make_dataclass
 from typing import Any
 
 import diffusers
+from diffusers.modular_pipelines.modular_pipeline_utils import INPUT_PARAM_TEMPLATES
 from diffusers.utils import BaseOutput
 from torch import nn
 from tqdm import tqdm
 
 from runner.components.reading import reading
-from runner.errors import UserError
 
-INDEX = "modular_model_index.json"
 TRIED = ("0.42.1",)  # releases of diffusers that the tests ran with
-_CODE = "modular_config.json"  # where a directory names blocks of its own
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What an index says of a component: the library and name of its class, the subfolder that its files are in, and
-    the repository (or the path, elsewhere) that they came from."""
-
-    library: str
-    class_name: str
-    subfolder: str
-    origin: str
+_SCALARS = str | int | float | None
+_OF_EVERY_CALL = {"prompt", "generator", "output_type"}  # set by the runner
 
 
 @contextmanager
@@ -52,79 +37,11 @@ def experimental(what: str) -> Iterator[None]:
         yield
 
 
-def modular_class(index_file: Path, index: Mapping[str, Any]) -> Any:
-    """The class for the pipeline that the index names. Raises UserError."""
-    if (index_file.parent / _CODE).exists():
-        raise UserError(
-            f"{index_file.parent / _CODE} brings blocks of the directory's own, and code of a model is never run"
-        )
-    name, blocks_name = index.get("_class_name"), index.get("_blocks_class_name")
-    with experimental(f"{index_file}: {name!r} cannot be imported"):
-        cls = getattr(diffusers, name, None) if isinstance(name, str) else None
-        if not (isinstance(cls, type) and issubclass(cls, diffusers.ModularPipeline)):
-            raise UserError(
-                f"{index_file}: {name!r} is no modular pipeline of diffusers {diffusers.__version__}, which is "
-                f"installed; the directory was written by {index.get('_diffusers_version', 'an unknown version')}"
-            )
-        blocks: Any = getattr(diffusers, blocks_name, None) if isinstance(blocks_name, str) else None
-        if not _are_blocks(blocks):  # as diffusers does, for a class that holds none itself
-            blocks = getattr(diffusers, cls.default_blocks_name or "", None)
-    if not _are_blocks(blocks):
-        raise UserError(f"{index_file}: {blocks_name!r} are no blocks of diffusers, and code of a model is never run")
-    with experimental(f"{index_file}: the blocks {blocks.__name__} cannot be put together"):
-        return _class_of(cls, blocks)
-
-
-def told_apart(index_file: Path, cls: Any, index: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Spec]]:
-    """The pipeline's settings, None for a component that is not there, and what the index says of the others.
-
-    What has no entry, or one without an origin, is made by the constructor (guiders, processors), or left out.
-    """
-    settings: dict[str, Any] = {name: index[name] for name in cls.settings if name in index}
-    listed: dict[str, Spec] = {}
-    for name, is_made in cls.parts.items():
-        entry = index.get(name)
-        if entry is not None and not (isinstance(entry, list) and len(entry) == 3 and isinstance(entry[2], dict)):
-            raise UserError(f"{index_file}: {name} is {entry!r:.80}; a component is [library, class, where it is]")
-        said = entry[2] if entry else {}
-        if origin := said.get("pretrained_model_name_or_path", said.get("repo")):
-            listed[name] = _spec(index_file, name, said, origin)
-        elif not is_made:
-            settings[name] = None
-    return settings, listed
-
-
-def folder_of(index_file: Path, name: str, spec: Spec) -> Path:
-    """A component's folder, inside the index's. Raises UserError where it is not there: nothing is fetched."""
-    root = index_file.parent
-    for inside in (spec.subfolder, name):
-        if inside and (root / inside).is_dir():
-            return root / inside
-    raise UserError(
-        f"{root} has no folder {spec.subfolder or name}; {index_file.name} says that {name} is that of "
-        f"{spec.origin!r}, and nothing is fetched: copy it there"
-    )
-
-
-def _spec(index_file: Path, name: str, said: Mapping[str, Any], origin: Any) -> Spec:
-    hint, subfolder = said.get("type_hint"), said.get("subfolder") or ""
-    library, class_name = hint if isinstance(hint, list) and len(hint) == 2 else (None, None)
-    if not all(isinstance(text, str) for text in (library, class_name, subfolder, origin)):
-        raise UserError(f"{index_file}: {name} has {dict(said)!r:.120}; it needs a type_hint, [library, class]")
-    if Path(subfolder).is_absolute() or ".." in Path(subfolder).parts:
-        raise UserError(f"{index_file}: the subfolder of {name} is {subfolder!r}, outside of the directory")
-    return Spec(str(library), str(class_name), subfolder, origin)
-
-
 def is_block(cls: Any) -> bool:
     return isinstance(cls, type) and issubclass(cls, diffusers.ModularPipelineBlocks)
 
 
-def _are_blocks(cls: Any) -> bool:
-    return is_block(cls) and bool(cls.block_classes)
-
-
-def _class_of(cls: Any, blocks_class: Any) -> type:
+def class_of(cls: Any, blocks_class: Any) -> type:
     """A subclass that keeps the name, for the messages and for what diffusers looks up by it."""
     blocks = blocks_class()
     specs = {spec.name: spec for spec in blocks.expected_components}
@@ -134,6 +51,8 @@ def _class_of(cls: Any, blocks_class: Any) -> type:
         "block_classes": tuple({parent for block in _all(blocks) for parent in type(block).__mro__}),
         "parts": made,
         "settings": tuple(spec.name for spec in blocks.expected_configs),
+        "triggers": tuple(sorted(_triggers(blocks))),
+        "workflows": {name: _taken(steps) for name, steps in _workflows(blocks).items()},
         "model_cpu_offload_seq": "->".join(order_of(blocks)),
         "__call__": _call_with(_signature(blocks)),
         "__module__": cls.__module__,
@@ -148,6 +67,8 @@ class _Stock:
     block_classes: Sequence[type]  # of the blocks and those inside them, with their parents
     parts: Mapping[str, bool]  # the components by name: whether the constructor makes it where it is not given
     settings: Sequence[str]
+    triggers: Sequence[str]  # the inputs that choose between blocks
+    workflows: Mapping[str, set[str]]  # the inputs of each
     _blocks: Any
 
     def __init__(self, **given: Any) -> None:
@@ -163,6 +84,30 @@ class _Stock:
         for block in _all(self._blocks):
             if hasattr(block, "progress_bar"):
                 block.progress_bar = lambda *args, **kwargs: self.progress_bar(*args, **kwargs)
+
+    @classmethod
+    def refused(cls, call: Mapping[str, Any]) -> str | None:
+        """Why the call of one request cannot be, or not as it is meant. Which steps run depends on the inputs that are
+        given; what none of them takes would be ignored."""
+        chosen = {name: call.get(name) for name in cls.triggers}
+        with experimental(f"{cls.__name__} cannot choose its steps"):
+            taken, required = cls._chosen_by(
+                tuple((name, value if isinstance(value, _SCALARS) else True) for name, value in chosen.items())
+            )
+        if unused := [name for name in call if name not in taken]:
+            takers = ", ".join(name for name, inputs in cls.workflows.items() if unused[0] in inputs)
+            there = f"it takes part in {takers}" if takers else "another input takes its place"
+            return f"{unused[0]} has no effect with the inputs that are given to {cls.__name__}; {there}"
+        if missing := [name for name in required if call.get(name) is None]:
+            return f"{cls.__name__} needs {missing[0]} for what is given; set job.call.{missing[0]}"
+        return None
+
+    @classmethod
+    @functools.cache
+    def _chosen_by(cls, given: tuple[tuple[str, Any], ...]) -> tuple[set[str], list[str]]:
+        """What the steps that run with these triggers take, and what of it has to be given."""
+        steps = cls.blocks_class().get_execution_blocks(**dict(given))
+        return _taken(steps) | set(cls.triggers) | _OF_EVERY_CALL, _required(steps)
 
     def set_progress_bar_config(self, **options: Any) -> None:
         self._bar_options = options
@@ -193,9 +138,6 @@ class _Stock:
 
 def _call_with(signature: inspect.Signature) -> Any:
     def __call__(self: Any, **arguments: Any) -> Any:
-        prompt = arguments.get("prompt")
-        if isinstance(prompt, list) and len(prompt) == 1:  # blocks are documented to take a text, and some refuse lists
-            arguments["prompt"] = prompt[0]
         return self.run_blocks(arguments)
 
     __call__.__signature__ = signature  # type: ignore[attr-defined]
@@ -203,14 +145,41 @@ def _call_with(signature: inspect.Signature) -> Any:
 
 
 def _signature(blocks: Any) -> inspect.Signature:
-    """The inputs of all workflows, by name. What a workflow requires is only known with the inputs that are given."""
+    """The inputs of all workflows, by name; without a default are those that each of them requires."""
     kind = inspect.Parameter.KEYWORD_ONLY
     arguments = [
-        inspect.Parameter(one.name, kind, default=one.default, annotation=one.type_hint or Any)
+        inspect.Parameter(one.name, kind, default=one.default, annotation=_type_of(one))
         for one in blocks.inputs
         if one.name is not None
     ]
+    required = set.intersection(*(set(_required(steps)) for steps in _workflows(blocks).values()))
+    arguments = [one.replace(default=one.empty) if one.name in required else one for one in arguments]
     return inspect.Signature([inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD), *arguments])
+
+
+def _type_of(one: Any) -> Any:
+    """By its name, where the block leaves it out."""
+    templates: Mapping[str, Mapping[str, Any]] = INPUT_PARAM_TEMPLATES
+    return one.type_hint or templates.get(one.name, {}).get("type_hint") or Any
+
+
+def _workflows(blocks: Any) -> dict[str, Any]:
+    """The steps of each task that a pipeline does, which depends on the inputs given; one, where they have no names."""
+    names = list(blocks._workflow_map or ())
+    return {name: blocks.get_workflow(name) for name in names} or {"": blocks.get_execution_blocks()}
+
+
+def _required(steps: Any) -> list[str]:
+    return [one.name for one in steps.inputs if one.name and one.required and one.default is None]
+
+
+def _taken(steps: Any) -> set[str]:
+    return {one.name for one in steps.inputs}
+
+
+def _triggers(block: Any) -> set[str]:
+    own = getattr(block, "block_trigger_inputs", ())
+    return {name for name in own if name}.union(*(_triggers(inner) for inner in block.sub_blocks.values()))
 
 
 def order_of(blocks: Any) -> list[str]:

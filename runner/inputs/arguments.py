@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +26,13 @@ OWN_ARGUMENTS = {
 
 @dataclass(frozen=True)
 class Arguments:
-    """What each argument takes, and which have to be given. `owner` is the class that they are of, for messages."""
+    """What each argument takes, and which have to be given. `owner` is the class that they are of, for messages.
+    `refused` says why a whole call cannot be, None where it can: what some pipelines need depends on what is given."""
 
     owner: str
     takes: Mapping[str, Takes]
     required: frozenset[str] = frozenset()
+    refused: Callable[[Mapping[str, Any]], str | None] | None = None
 
     @property
     def prompt(self) -> str | None:
@@ -76,6 +78,8 @@ class Arguments:
                 f"{where}: {self.owner} needs {missing[0]}; set job.call.{missing[0]}, or the field {missing[0]!r} of "
                 "each line of job.prompts"
             )
+        if self.refused is not None and (why := self.refused({**call, **self.of_prompt(prompt)})) is not None:
+            raise UserError(f"{where}: {why}")
 
     def _check_without(self, call: Mapping[str, Any], where: str) -> None:
         if self.prompt is None or (self.prompt not in self.required and files_in(call)):
@@ -94,4 +98,5 @@ def arguments_of(pipeline: type) -> Arguments:
         if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) and name != "self"
     ]
     required = frozenset(parameter.name for parameter in named if parameter.default is parameter.empty)
-    return Arguments(pipeline.__name__, {one.name: takes(annotations[one.name]) for one in named}, required)
+    taken = {one.name: takes(annotations[one.name]) for one in named}
+    return Arguments(pipeline.__name__, taken, required, getattr(pipeline, "refused", None))

@@ -3,15 +3,20 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 
 from runner.calls.steps import Steps
-from runner.components.modular import INDEX
+from runner.components.directory import read_directory
+from runner.components.modular import class_of
+from runner.components.modular_index import INDEX
 from runner.config import load_config
 from runner.errors import UserError
+from runner.inputs.arguments import arguments_of
 from runner.pipeline.open import open_pipeline
 from runner.pipeline.pipeline import Pipeline
 from runner.request import Request
@@ -70,6 +75,38 @@ def test_components_are_in_the_order_of_the_blocks_and_steps_are_counted(name: s
 def test_an_argument_that_no_block_takes_is_refused_with_the_nearest(model: Path) -> None:
     with pytest.raises(UserError, match=r"num_steps is no argument of AnimaModularPipeline.*'num_inference_steps'"):
         opened(model).arguments.check({"num_steps": 3})
+
+
+def test_what_a_call_lacks_and_what_would_be_ignored_depends_on_what_is_given(tiny_root: Path) -> None:
+    arguments = arguments_of(read_directory(tiny.build("modular_qwenimage", tiny_root)).pipeline)
+    assert arguments.required == {"prompt"} and arguments.takes["mask_image"].has_pictures
+    refused = {
+        (
+            "strength",
+        ): r"here: strength has no effect .*; it takes part in image2image, inpainting, controlnet_image2image",
+        ("padding_mask_crop", "image"): r"padding_mask_crop has no effect .* it takes part in inpainting",
+        ("mask_image",): r"QwenImageModularPipeline needs image for what is given; set job.call.image",
+    }
+    for given, message in refused.items():
+        with pytest.raises(UserError, match=message):
+            arguments.check_prompt("a fox", dict.fromkeys(given, 0.5), "here")
+    for given in ((), ("image", "strength"), ("mask_image", "image", "strength"), ("control_image",)):
+        arguments.check_prompt("a fox", dict.fromkeys(given, 0.5), "here")
+
+
+def test_no_family_refuses_the_inputs_of_its_own_workflows() -> None:
+    tried = 0
+    for name in dir(diffusers):
+        cls = getattr(diffusers, name, None) if name.endswith("ModularPipeline") else None
+        if cls is None or not cls.default_blocks_name:
+            continue
+        made: Any = class_of(cls, getattr(diffusers, cls.default_blocks_name))
+        for workflow, chosen in (made.blocks_class._workflow_map or {}).items():
+            given = chosen[0] if isinstance(chosen, tuple) else chosen
+            why = made.refused(given)
+            assert why is None or "needs" in why, (name, workflow, why)
+            tried += 1
+    assert tried > 70
 
 
 REFUSED = {
