@@ -99,6 +99,9 @@ class ModelConfig:
         "another class of diffusers over the same components, such as FluxImg2ImgPipeline", default=None
     )
     variant: str | None = _option("read the weight files of this variant where there are any: fp16", default=None)
+    workflow: str | None = _option(
+        "the one task that a modular pipeline is loaded for, such as text2image [all of them]", default=None
+    )
 
 
 @dataclass
@@ -110,7 +113,7 @@ class ComponentConfig:
     tiling: Any = _option("true, or a mapping of its settings: the VAE works tile by tile", default=None)
     slicing: Any = _option("true: the VAE works picture by picture", default=None)
     settings: dict[str, Any] = _option(
-        "a setting of a scheduler, such as flow_shift; class: another scheduler that takes its configuration",
+        "a setting of a scheduler or guider, such as flow_shift; class: another one that takes its configuration",
         default_factory=dict,
     )
 

@@ -14,6 +14,7 @@ from diffusers.models.attention_dispatch import (
 )
 from torch import nn
 
+from runner.components.modular import settings_of_made
 from runner.components.reading import reading
 from runner.components.source import Changes, Source
 from runner.config import ComponentConfig
@@ -46,7 +47,15 @@ def changed(source: Source, config: ComponentConfig) -> Source:
     return replace(source, variant=config.variant or source.variant, changes=changes)
 
 
-def refuse_absent(pipeline: Any, sources: Mapping[str, Source], components: Mapping[str, ComponentConfig]) -> None:
+def changed_settings(pipeline: Any, name: str, config: ComponentConfig) -> dict[str, Any]:
+    """What is changed of a component that a modular pipeline makes itself: of its settings, and nothing else."""
+    if other := next((one for one in _given(config) if one in _OF_MODELS), None):
+        kind = pipeline.made[name].type_hint.__name__
+        raise UserError(f"components.{name}.{other}: a {kind} has no such setting")
+    return settings_of_made(pipeline, name, config.settings)
+
+
+def refuse_absent(pipeline: Any, sources: Mapping[str, Any], components: Mapping[str, ComponentConfig]) -> None:
     """Raises UserError where something is changed of a component that is not there, or is made by the constructor."""
     for name, config in components.items():
         if name not in sources and (given := _given(config)):

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from runner.components import modular_index
-from runner.components.changing import changed, refuse_absent
+from runner.components.changing import changed, changed_settings, refuse_absent
 from runner.components.choosing import check_names, check_taken, chosen_pipeline
 from runner.components.classes import INDEX, component_class, pipeline_class
 from runner.components.constructor import Arguments, Entry, as_entry, parameters_of, told_apart
@@ -60,7 +60,11 @@ def directory_of(config: RunConfig) -> Directory:
     """The directory `model.path`, with the pipeline and the components that the settings choose."""
     model = config.model
     return read_directory(
-        Path(model.path), pipeline=model.pipeline, variant=model.variant, components=config.components
+        Path(model.path),
+        pipeline=model.pipeline,
+        workflow=model.workflow,
+        variant=model.variant,
+        components=config.components,
     )
 
 
@@ -68,19 +72,25 @@ def read_directory(
     root: Path,
     *,
     pipeline: str | None = None,
+    workflow: str | None = None,
     variant: str | None = None,
     components: Mapping[str, ComponentConfig] = NO_CHANGES,
 ) -> Directory:
     """Read and check all that can be known without loading weights. Raises UserError that names the file and the fix.
 
-    `pipeline` names another class than the directory's own, over the same components; `variant` which weight files are
+    `pipeline` names another class than the directory's own, over the same components; `workflow` the task of a modular
+    one; `variant` which weight files are
     read; `components` says which components come from elsewhere, and what is changed of them.
     """
     elsewhere = {name: Path(one.path) for name, one in components.items() if one.path is not None}
     with file_errors():
         names = _names_in(root)
         if modular_index.INDEX in names and INDEX not in names:
-            directory = _read_modular(root, pipeline, components, elsewhere)
+            if pipeline is not None:
+                raise UserError(f"model.pipeline: {root} is a modular pipeline, whose blocks no other class takes")
+            directory = _read_modular(root, workflow, components, elsewhere)
+        elif workflow is not None:
+            raise UserError(f"model.workflow: {root} holds no {modular_index.INDEX}, and other pipelines have one task")
         elif INDEX in names:
             directory = _read(root, pipeline, components, elsewhere)
         else:
@@ -90,7 +100,7 @@ def read_directory(
         for source in sources.values():
             _check_folder(root, source)
         sources = {name: _changed(source, components) for name, source in sources.items()}
-        refuse_absent(directory.pipeline, sources, components)
+        refuse_absent(directory.pipeline, {**sources, **getattr(directory.pipeline, "made", {})}, components)
         for source in sources.values():
             if source.is_module:
                 Checkpoint(source.folder, source.library, source.variant).stored()
@@ -120,25 +130,26 @@ def _read(
 
 
 def _read_modular(
-    root: Path, pipeline: str | None, components: Mapping[str, ComponentConfig], elsewhere: Mapping[str, Path]
+    root: Path, workflow: str | None, components: Mapping[str, ComponentConfig], elsewhere: Mapping[str, Path]
 ) -> Directory:
     file = root / modular_index.INDEX
     index = read_object(file)
-    cls = modular_index.modular_class(file, index)
-    if pipeline is not None:
-        raise UserError(f"model.pipeline: {root} is a modular {cls.__name__}, whose blocks no other class takes")
+    cls = modular_index.modular_class(file, index, workflow)
     if unknown := next((name for name in components if name not in cls.parts), None):
         raise UserError(f"components.{unknown}: a {cls.__name__} has no such component; it has {', '.join(cls.parts)}")
     settings, listed = modular_index.told_apart(file, cls, index)
     sources = {}
     for name in cls.parts:
-        spec = listed.get(name)
-        known = None if spec is None else component_class(file, name, spec.library, spec.class_name)
         if name in elsewhere:
-            sources[name] = Source(name, class_elsewhere(name, elsewhere[name], cls, known), elsewhere[name])
-        elif spec is not None and known is not None:
-            sources[name] = Source(name, known, modular_index.folder_of(file, name, spec))
+            sources[name] = Source(name, class_elsewhere(name, elsewhere[name], cls, None), elsewhere[name])
+        elif name in listed:
+            folder = modular_index.folder_of(file, name, listed[name])
+            chosen = modular_index.chosen_by_library(folder, listed[name])
+            sources[name] = Source(name, chosen or component_class(file, name, *listed[name].entry), folder)
     settings = {name: value for name, value in settings.items() if name not in sources}
+    for name in cls.made.keys() & components.keys() - sources.keys():
+        if changes := changed_settings(cls, name, components[name]):
+            settings[name] = changes
     return Directory(root, cls, sources, settings)
 
 

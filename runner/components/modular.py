@@ -12,20 +12,25 @@ import inspect
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import make_dataclass
 from typing import Any
 
 import diffusers
+from diffusers.guiders import BaseGuidance
 from diffusers.modular_pipelines.modular_pipeline_utils import INPUT_PARAM_TEMPLATES
 from diffusers.utils import BaseOutput
 from torch import nn
 from tqdm import tqdm
 
 from runner.components.reading import reading
+from runner.errors import UserError
+from runner.reading.schema import nearest
 
 TRIED = ("0.42.1",)  # releases of diffusers that the tests ran with
 _SCALARS = str | int | float | None
+_RUNNING: ContextVar[Any] = ContextVar("_RUNNING", default=None)  # the pipeline whose call this context is in
 _OF_EVERY_CALL = {"prompt", "generator", "output_type"}  # set by the runner
 
 
@@ -37,20 +42,58 @@ def experimental(what: str) -> Iterator[None]:
         yield
 
 
+def settings_of_made(cls: Any, name: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a component that the constructor makes, such as a guider, as it is to be given them: those that
+    differ from what it would have. `class` names another guider, which takes what it knows of the configuration.
+
+    Raises UserError for a setting that there is not, or a value that is not taken.
+    """
+    spec = cls.made[name]
+    kind = _class_called(name, spec, wanted.get("class"))
+    known = sorted(kind._get_init_keys(kind) - {"self", "kwargs"})
+    for one in wanted:
+        if one not in (*known, "class"):
+            near = nearest(one, known)
+            raise UserError(f"components.{name}.{one}: a {kind.__name__} has no such setting; the nearest is {near!r}")
+    with experimental(f"components.{name}: a {kind.__name__} does not take these settings"):
+        _made(spec, wanted)
+        usual = _made(spec, {}).config
+    if kind is not spec.type_hint:
+        return dict(wanted)
+    return {one: value for one, value in wanted.items() if one != "class" and usual.get(one) != value}
+
+
+def _made(spec: Any, settings: Mapping[str, Any]) -> Any:
+    own = {name: value for name, value in settings.items() if name != "class"}
+    return _class_called(spec.name, spec, settings.get("class")).from_config(dict(spec.config or {}), **own)
+
+
+def _class_called(component: str, spec: Any, name: Any) -> Any:
+    if name in (None, spec.type_hint.__name__):
+        return spec.type_hint
+    cls = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not all(isinstance(one, type) and issubclass(one, BaseGuidance) for one in (cls, spec.type_hint)):
+        raise UserError(f"components.{component}.class: {name!r} is no guider that can be a {spec.type_hint.__name__}")
+    return cls
+
+
 def is_block(cls: Any) -> bool:
     return isinstance(cls, type) and issubclass(cls, diffusers.ModularPipelineBlocks)
 
 
-def class_of(cls: Any, blocks_class: Any) -> type:
-    """A subclass that keeps the name, for the messages and for what diffusers looks up by it."""
-    blocks = blocks_class()
+def class_of(cls: Any, blocks: Any, workflow: str | None = None) -> type:
+    """A subclass that keeps the name, for the messages and for what diffusers looks up by it. `blocks`: all of the
+    pipeline's, of which those of the `workflow` are kept."""
+    outputs = tuple(output.name for output in blocks.outputs)  # a workflow's are all that its steps hand on
+    blocks = blocks if workflow is None else blocks.get_workflow(workflow)
     specs = {spec.name: spec for spec in blocks.expected_components}
-    made = {name: spec.default_creation_method == "from_config" for name, spec in specs.items()}
     fields = {
-        "blocks_class": blocks_class,
+        "blocks_of_class": blocks,
         "block_classes": tuple({parent for block in _all(blocks) for parent in type(block).__mro__}),
-        "parts": made,
+        "parts": tuple(specs),
+        "made": {name: spec for name, spec in specs.items() if spec.default_creation_method == "from_config"},
         "settings": tuple(spec.name for spec in blocks.expected_configs),
+        "outputs": outputs,
         "triggers": tuple(sorted(_triggers(blocks))),
         "workflows": {name: _taken(steps) for name, steps in _workflows(blocks).items()},
         "model_cpu_offload_seq": "->".join(order_of(blocks)),
@@ -63,10 +106,12 @@ def class_of(cls: Any, blocks_class: Any) -> type:
 class _Stock:
     """What a modular pipeline's class lacks. Mixed in before it."""
 
-    blocks_class: Any
+    blocks_of_class: Any
     block_classes: Sequence[type]  # of the blocks and those inside them, with their parents
-    parts: Mapping[str, bool]  # the components by name: whether the constructor makes it where it is not given
+    parts: Sequence[str]  # the names of the components
+    made: Mapping[str, Any]  # what diffusers says of those that the constructor makes where they are not given
     settings: Sequence[str]
+    outputs: Sequence[str]
     triggers: Sequence[str]  # the inputs that choose between blocks
     workflows: Mapping[str, set[str]]  # the inputs of each
     _blocks: Any
@@ -74,16 +119,26 @@ class _Stock:
     def __init__(self, **given: Any) -> None:
         settings = {name: value for name, value in given.items() if name in self.settings}
         components = {name: value for name, value in given.items() if name not in self.settings}
+        for name in self.made.keys() & components.keys():
+            if isinstance(components[name], dict):  # what `settings_of_made` returns
+                components[name] = _made(self.made[name], components[name])
         super().__init__(  # type: ignore[call-arg]
-            # A copy: some blocks are objects that all pipelines of a class share.
-            blocks=copy.deepcopy(self.blocks_class()),
+            blocks=copy.deepcopy(self.blocks_of_class),
             modular_config_dict=settings,
         )
         self.register_components(**components)  # type: ignore[attr-defined]
         self._bar_options: dict[str, Any] = {}
+        logging.getLogger("diffusers.modular_pipelines.modular_pipeline").addFilter(_is_no_echo)
+        _count_own_bars(self._blocks)
         for block in _all(self._blocks):
             if hasattr(block, "progress_bar"):
                 block.progress_bar = lambda *args, **kwargs: self.progress_bar(*args, **kwargs)
+
+    @classmethod
+    def _get_signature_types(cls) -> dict[str, tuple[Any, ...]]:
+        """As other pipelines annotate their constructor."""
+        hints = {spec.name: spec.type_hint for spec in cls.blocks_of_class.expected_components}
+        return {name: () if hint is None else (hint,) for name, hint in hints.items()}
 
     @classmethod
     def refused(cls, call: Mapping[str, Any]) -> str | None:
@@ -106,7 +161,7 @@ class _Stock:
     @functools.cache
     def _chosen_by(cls, given: tuple[tuple[str, Any], ...]) -> tuple[set[str], list[str]]:
         """What the steps that run with these triggers take, and what of it has to be given."""
-        steps = cls.blocks_class().get_execution_blocks(**dict(given))
+        steps = cls.blocks_of_class.get_execution_blocks(**dict(given))
         return _taken(steps) | set(cls.triggers) | _OF_EVERY_CALL, _required(steps)
 
     def set_progress_bar_config(self, **options: Any) -> None:
@@ -116,23 +171,14 @@ class _Stock:
         """Of every loop of the blocks, so that steps can be counted in one place."""
         return tqdm(iterable, total=total, **self._bar_options)
 
-    @contextmanager
-    def _counting_bars(self) -> Iterator[None]:
-        """Some loops (Helios, Wan-Animate 2) make their bar with the tqdm that their module imported."""
-        modules = [sys.modules[name] for name in sorted({type(block).__module__ for block in _all(self._blocks)})]
-        with ExitStack() as undo:
-            for module in modules:
-                if (own := vars(module).get("tqdm")) is not None:
-                    undo.callback(setattr, module, "tqdm", own)
-                    module.tqdm = lambda iterable=None, total=None, **_: self.progress_bar(iterable, total)  # type: ignore[attr-defined]
-            yield
-
     def run_blocks(self, arguments: Mapping[str, Any]) -> Any:
         """The outputs by name, as fields of an object that is read like that of any other pipeline."""
-        names = [output.name for output in self._blocks.outputs]
-        with _quiet(), self._counting_bars():
-            made = super().__call__(**arguments, output=names)  # type: ignore[misc]
-        kind = make_dataclass(f"{type(self).__name__}Output", names, bases=(BaseOutput,))
+        running = _RUNNING.set(self)
+        try:
+            made = super().__call__(**arguments, output=list(self.outputs))  # type: ignore[misc]
+        finally:
+            _RUNNING.reset(running)
+        kind = make_dataclass(f"{type(self).__name__}Output", self.outputs, bases=(BaseOutput,))
         return kind(**made)
 
 
@@ -159,7 +205,7 @@ def _signature(blocks: Any) -> inspect.Signature:
 
 def _type_of(one: Any) -> Any:
     """By its name, where the block leaves it out."""
-    templates: Mapping[str, Mapping[str, Any]] = INPUT_PARAM_TEMPLATES
+    templates: Any = INPUT_PARAM_TEMPLATES
     return one.type_hint or templates.get(one.name, {}).get("type_hint") or Any
 
 
@@ -225,13 +271,20 @@ def _all(block: Any) -> Iterator[Any]:
         yield from _all(inner)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Each block logs an exception that passes through, with a traceback: that of a job that stops, too. It is raised
-    all the same, and recorded by who catches it."""
-    logger = logging.getLogger("diffusers.modular_pipelines.modular_pipeline")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
+def _count_own_bars(blocks: Any) -> None:
+    """Some loops (Helios, Wan-Animate 2) make their bar with the tqdm that their module imported: from now on, with the
+    running pipeline's. Once for all pipelines, since requests may take turns inside a call."""
+    for module in [sys.modules[name] for name in {type(block).__module__ for block in _all(blocks)}]:
+        if isinstance(own := vars(module).get("tqdm"), type):
+            vars(module)["tqdm"] = functools.partial(_bar, own)
+
+
+def _bar(own: Any, iterable: Any = None, total: int | None = None, **options: Any) -> Any:
+    pipeline = _RUNNING.get()
+    return own(iterable, total=total, **options) if pipeline is None else pipeline.progress_bar(iterable, total)
+
+
+def _is_no_echo(record: logging.LogRecord) -> bool:
+    """Each block logs an exception that passes through, with a traceback, and that of a job that stops, too. It is
+    raised all the same, and recorded by who catches it."""
+    return "Error in block" not in str(record.msg)

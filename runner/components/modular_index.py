@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import transformers
 
 from runner.components.modular import class_of, experimental, is_block
+from runner.components.reading import reading
 from runner.errors import UserError
+from weights.files import read_object
 
 INDEX = "modular_model_index.json"
+_PROCESSORS = ("AutoTokenizer", "AutoProcessor", "AutoImageProcessor", "AutoFeatureExtractor")
 _CODE = "modular_config.json"  # where a directory names blocks of its own
 
 
@@ -28,9 +32,13 @@ class Spec:
     subfolder: str
     origin: str
 
+    @property
+    def entry(self) -> tuple[str, str]:
+        return self.library, self.class_name
 
-def modular_class(index_file: Path, index: Mapping[str, Any]) -> Any:
-    """The class for the pipeline that the index names. Raises UserError."""
+
+def modular_class(index_file: Path, index: Mapping[str, Any], workflow: str | None = None) -> Any:
+    """The class for the pipeline that the index names, with all its blocks or those of a workflow. Raises UserError."""
     if (index_file.parent / _CODE).exists():
         raise UserError(
             f"{index_file.parent / _CODE} brings blocks of the directory's own, and code of a model is never run"
@@ -49,7 +57,12 @@ def modular_class(index_file: Path, index: Mapping[str, Any]) -> Any:
     if not _are_blocks(blocks):
         raise UserError(f"{index_file}: {blocks_name!r} are no blocks of diffusers, and code of a model is never run")
     with experimental(f"{index_file}: the blocks {blocks.__name__} cannot be put together"):
-        return class_of(cls, blocks)
+        whole = blocks()
+        known = list(whole._workflow_map or ())
+        if workflow is not None and workflow not in known:
+            there = f"it has {', '.join(known)}" if known else "it has one task, without a name"
+            raise UserError(f"model.workflow: a {cls.__name__} has no workflow {workflow!r}; {there}")
+        return class_of(cls, whole, workflow)
 
 
 def told_apart(index_file: Path, cls: Any, index: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Spec]]:
@@ -59,14 +72,15 @@ def told_apart(index_file: Path, cls: Any, index: Mapping[str, Any]) -> tuple[di
     """
     settings: dict[str, Any] = {name: index[name] for name in cls.settings if name in index}
     listed: dict[str, Spec] = {}
-    for name, is_made in cls.parts.items():
+    for name in cls.parts:
         entry = index.get(name)
         if entry is not None and not (isinstance(entry, list) and len(entry) == 3 and isinstance(entry[2], dict)):
             raise UserError(f"{index_file}: {name} is {entry!r:.80}; a component is [library, class, where it is]")
-        said = entry[2] if entry else {}
+        entry = entry or [None, None, {}]
+        said = entry[2]
         if origin := said.get("pretrained_model_name_or_path", said.get("repo")):
-            listed[name] = _spec(index_file, name, said, origin)
-        elif not is_made:
+            listed[name] = _spec(index_file, name, entry, origin)
+        elif name not in cls.made:
             settings[name] = None
     return settings, listed
 
@@ -83,11 +97,33 @@ def folder_of(index_file: Path, name: str, spec: Spec) -> Path:
     )
 
 
-def _spec(index_file: Path, name: str, said: Mapping[str, Any], origin: Any) -> Spec:
+def chosen_by_library(folder: Path, spec: Spec) -> Any:
+    """The class, where an index leaves it to a library; None where it names one. A model's is known before it is
+    loaded, by the library's rule; a tokenizer's or processor's is only known to it."""
+    if spec.library == "transformers" and spec.class_name in _PROCESSORS:
+        return getattr(transformers, spec.class_name)
+    if not spec.class_name.startswith("AutoModel"):
+        return None
+    name = read_object(folder / "config.json").get("_class_name") if spec.library == "diffusers" else None
+    auto = "AutoModel" if spec.library == "diffusers" else spec.class_name
+    with reading(f"{folder}: {spec.class_name} does not choose a class for it"):
+        if name is not None:
+            return getattr(diffusers, name)
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return getattr(transformers, auto)._model_mapping[type(config)]
+
+
+def _spec(index_file: Path, name: str, entry: list[Any], origin: Any) -> Spec:
+    """A class that chooses one when it loads stands in an index beside the one that it chose, if it was loaded."""
+    said = entry[2]
     hint, subfolder = said.get("type_hint"), said.get("subfolder") or ""
     library, class_name = hint if isinstance(hint, list) and len(hint) == 2 else (None, None)
+    if (library, class_name) == (None, None) and isinstance(hint, list):
+        library, class_name = "diffusers", "AutoModel"
     if not all(isinstance(text, str) for text in (library, class_name, subfolder, origin)):
-        raise UserError(f"{index_file}: {name} has {dict(said)!r:.120}; it needs a type_hint, [library, class]")
+        raise UserError(f"{index_file}: {name} has {said!r:.120}; it needs a type_hint, [library, class]")
+    if str(class_name).startswith("Auto") and all(isinstance(text, str) for text in entry[:2]):
+        library, class_name = entry[:2]
     if Path(subfolder).is_absolute() or ".." in Path(subfolder).parts:
         raise UserError(f"{index_file}: the subfolder of {name} is {subfolder!r}, outside of the directory")
     return Spec(str(library), str(class_name), subfolder, origin)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from runner.calls.steps import Steps
-from runner.components.directory import read_directory
+from runner.components.directory import directory_of, read_directory
+from runner.components.identity import identity
 from runner.components.modular import class_of
 from runner.components.modular_index import INDEX
 from runner.config import load_config
@@ -22,15 +23,21 @@ from runner.pipeline.pipeline import Pipeline
 from runner.request import Request
 from runner.world import World
 from tests import tiny
+from tests.resuming import Bench
 from tests.tiny.family import NUM_STEPS
 from weights.overrides import Overrides
 
 ALONE = World(0, 1, torch.device("cpu"))
 SCOPES = ("component", "weights")
+FAMILIES = [pytest.param(one, marks=pytest.mark.slow) if "wan" in one else one for one in tiny.MODULAR]
 
 
 def opened(path: Path, *overrides: str) -> Pipeline:
     return open_pipeline(load_config(None, [f"model.path={path}", *overrides]), ALONE)
+
+
+def made_by(pipeline: Pipeline, request: Request) -> np.ndarray:
+    return np.asarray(pipeline(request)[0][0])
 
 
 @pytest.fixture
@@ -44,7 +51,7 @@ def change_index(model: Path, **changes: object) -> None:
     (model / INDEX).write_text(json.dumps(index))
 
 
-@pytest.mark.parametrize("name", tiny.MODULAR)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_every_placement_gives_the_bits_of_diffusers_own(name: str, tiny_root: Path) -> None:
     path, family = tiny.build(name, tiny_root), tiny.MODULAR[name]
     stock = tiny.load_modular(path)
@@ -54,13 +61,13 @@ def test_every_placement_gives_the_bits_of_diffusers_own(name: str, tiny_root: P
         for scope in SCOPES:
             ours = opened(path, f"placement.default.rest={rest}", f"execution.leave_inference={scope}")
             for seed, prompt in enumerate(family.prompts[:2]):
-                made = ours(Request(prompt, seed, family.call, output_type="np"))[0][0]
+                made = made_by(ours, Request(prompt, seed, family.call, output_type="np"))
                 assert np.array_equal(made, expected[seed]), f"{rest}, {scope}, request {seed}"
             assert {str(c.placement) for c in ours.components} == {f"replicate, {rest}"}
             ours.close()
 
 
-@pytest.mark.parametrize("name", tiny.MODULAR)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_components_are_in_the_order_of_the_blocks_and_steps_are_counted(name: str, tiny_root: Path) -> None:
     family = tiny.MODULAR[name]
     ours = opened(tiny.build(name, tiny_root))
@@ -100,8 +107,8 @@ def test_no_family_refuses_the_inputs_of_its_own_workflows() -> None:
         cls = getattr(diffusers, name, None) if name.endswith("ModularPipeline") else None
         if cls is None or not cls.default_blocks_name:
             continue
-        made: Any = class_of(cls, getattr(diffusers, cls.default_blocks_name))
-        for workflow, chosen in (made.blocks_class._workflow_map or {}).items():
+        made: Any = class_of(cls, getattr(diffusers, cls.default_blocks_name)())
+        for workflow, chosen in (made.blocks_of_class._workflow_map or {}).items():
             given = chosen[0] if isinstance(chosen, tuple) else chosen
             why = made.refused(given)
             assert why is None or "needs" in why, (name, workflow, why)
@@ -160,3 +167,132 @@ def test_what_is_refused_says_what_and_where(case: str, model: Path) -> None:
     change(model)
     with pytest.raises(UserError, match=message):
         opened(model)
+
+
+# What is set of a guider, and the guider that diffusers would be given. The second class puts hooks on the blocks.
+GUIDERS: dict[str, tuple[list[str], Any]] = {
+    "a setting": (["guidance_scale=7"], lambda stock: stock.guider.new(guidance_scale=7.0)),
+    "off": (["enabled=false"], lambda stock: stock.guider.new(enabled=False)),
+    "another class": (
+        ["class=AdaptiveProjectedGuidance", "eta=0.5"],
+        lambda stock: diffusers.AdaptiveProjectedGuidance(guidance_scale=4.0, eta=0.5),
+    ),
+    "a class that skips blocks": (
+        [
+            "class=SkipLayerGuidance",
+            "skip_layer_config={indices: [1, 2], fqn: transformer_blocks}",
+            "skip_layer_guidance_stop=1.0",
+        ],
+        lambda stock: diffusers.SkipLayerGuidance(
+            guidance_scale=4.0,
+            skip_layer_config=diffusers.LayerSkipConfig(indices=[1, 2], fqn="transformer_blocks"),
+            skip_layer_guidance_stop=1.0,
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", GUIDERS)
+def test_what_is_set_of_a_guider_gives_the_bits_of_diffusers_with_that_guider(case: str, tiny_root: Path) -> None:
+    words, guider = GUIDERS[case]
+    path, family = tiny.build("modular_qwenimage", tiny_root), tiny.MODULAR["modular_qwenimage"]
+    stock = tiny.load_modular(path)
+    plain = np.asarray(tiny.call_modular(stock, family, family.prompts[0], 0)[0])
+    stock.update_components(guider=guider(stock))
+    expected = np.asarray(tiny.call_modular(stock, family, family.prompts[0], 0)[0])
+    assert not np.array_equal(expected, plain)
+    settings = [f"components.guider.{word}" for word in words]
+    for placed in ([], ["placement.default.rest=disk", "execution.leave_inference=weights"]):
+        ours = opened(path, *settings, *placed)
+        assert np.array_equal(made_by(ours, Request(family.prompts[0], 0, family.call, output_type="np")), expected)
+        ours.close()
+
+
+def test_a_guiders_settings_are_in_the_identity_and_those_that_change_nothing_are_not(model: Path) -> None:
+    def id_of(*words: str) -> dict[str, Any]:
+        return identity(directory_of(load_config(None, [f"model.path={model}", *words])), "cpu")
+
+    assert id_of() == id_of("components.guider.guidance_scale=4.0")
+    assert id_of() != id_of("components.guider.guidance_scale=7")
+    with pytest.raises(
+        UserError, match=r"guider\.scale: a ClassifierFreeGuidance has no such setting.*'guidance_scale'"
+    ):
+        id_of("components.guider.scale=7")
+    with pytest.raises(UserError, match=r"guider\.class: 'FluxPipeline' is no guider"):
+        id_of("components.guider.class=FluxPipeline")
+
+
+def test_a_workflow_leaves_out_what_the_others_need(model: Path) -> None:
+    whole, one = opened(model), opened(model, "model.workflow=text2image")
+    family = tiny.MODULAR["modular_anima"]
+    request = Request(family.prompts[0], 0, family.call, output_type="np")
+    assert np.array_equal(made_by(whole, request), made_by(one, request))
+    assert "image" in whole.arguments.takes and "image" not in one.arguments.takes
+    with pytest.raises(UserError, match=r"no workflow 'inpainting'; it has text2image, img2img"):
+        opened(model, "model.workflow=inpainting")
+
+
+def test_classes_that_an_index_leaves_to_the_libraries_are_those_that_they_choose(model: Path) -> None:
+    named = opened(model)
+    index = json.loads((model / INDEX).read_text())
+    hints = {
+        "tokenizer": ["transformers", "AutoTokenizer"],
+        "text_encoder": ["transformers", "AutoModel"],
+        "transformer": ["diffusers", "AutoModel"],
+        "vae": [None, None],
+    }
+    for name, hint in hints.items():
+        index[name][:2] = [None, None]  # as before they were loaded
+        index[name][2]["type_hint"] = hint
+    change_index(model, **index)
+    family = tiny.MODULAR["modular_anima"]
+    request = Request(family.prompts[0], 0, family.call, output_type="np")
+    chosen = opened(model, "placement.default.rest=disk")
+    for name in hints:
+        assert type(getattr(chosen.stock, name)) is type(getattr(named.stock, name))
+    assert np.array_equal(made_by(chosen, request), made_by(named, request))
+
+
+def test_a_component_that_is_not_there_comes_by_its_path(model: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "vae"
+    shutil.move(model / "vae", elsewhere)
+    with pytest.raises(
+        UserError, match=r"nothing is fetched: copy it there, or give its folder as components\.vae\.path"
+    ):
+        opened(model)
+    family = tiny.MODULAR["modular_anima"]
+    ours = opened(model, f"components.vae.path={elsewhere}")
+    assert np.isfinite(made_by(ours, Request(family.prompts[0], 0, family.call, output_type="np"))).all()
+
+
+def test_a_request_goes_on_from_its_log_after_each_call(tiny_root: Path, tmp_path: Path) -> None:
+    path, family = tiny.build("modular_qwenimage", tiny_root), tiny.MODULAR["modular_qwenimage"]
+    request = Request(family.prompts[0], 0, family.call, output_type="np")
+    expected = np.asarray(tiny.call_modular(tiny.load_modular(path), family, family.prompts[0], 0)[0])
+    bench = Bench(opened(path), tmp_path)
+    made, calls = bench.make(request, "whole")
+    assert np.array_equal(made, expected) and calls == bench.records("whole") == 2 * NUM_STEPS
+    for kept in range(calls + 1):
+        made, computed = bench.make(request, bench.cut("whole", kept))
+        assert np.array_equal(made, expected) and computed == calls - kept
+    assert bench.pipeline.replay is not None and bench.pipeline.replay.kept.calls_replayed > 0
+    bench.pipeline.close()
+
+
+def test_requests_of_a_group_have_guiders_and_schedulers_of_their_own(tiny_root: Path) -> None:
+    """Momentum is state of the guider: shared, it would go from one request to the next."""
+    path, family = tiny.build("modular_qwenimage", tiny_root), tiny.MODULAR["modular_qwenimage"]
+    guider = ["class=AdaptiveProjectedGuidance", "adaptive_projected_guidance_momentum=-0.5"]
+    ours = opened(path, "placement.default.rest=disk", *(f"components.guider.{word}" for word in guider))
+    requests = [Request(prompt, seed, family.call, output_type="np") for seed, prompt in enumerate(family.prompts)]
+    made: dict[int, np.ndarray] = {}
+    ours.make_together(
+        requests, [None] * 3, lambda index, outcome, _: made.__setitem__(index, np.asarray(outcome()[0][0]))
+    )
+    stock = tiny.load_modular(path)
+    for index, prompt in enumerate(family.prompts):
+        stock.update_components(
+            guider=diffusers.AdaptiveProjectedGuidance(guidance_scale=4.0, adaptive_projected_guidance_momentum=-0.5)
+        )
+        assert np.array_equal(made[index], tiny.call_modular(stock, family, prompt, index)[0])
+    ours.close()
