@@ -50,7 +50,7 @@ class InputFile:
     @property
     def alike(self) -> list[Any]:
         """Equal for files that make the same shapes."""
-        return [self.form.value, *self.shape]
+        return [self.form.value, *self.shape, *self._chosen.items()]
 
     @property
     def _chosen(self) -> dict[str, Any]:

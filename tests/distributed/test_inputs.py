@@ -101,19 +101,22 @@ def test_a_file_that_one_rank_cannot_see_is_refused_on_all(world: World, model: 
 
 
 @on_ranks(2)
-def test_a_file_that_changes_costs_its_request_and_no_other(world: World, model: Path, prompts: Path) -> None:
+def test_a_file_that_changes_or_goes_costs_its_request_and_no_other(world: World, model: Path, prompts: Path) -> None:
     pipeline = opened(world, model, "placement.default.share=shard")
     job = JobConfig(prompts=str(prompts))
     asked, _ = with_inputs(read_prompts(prompts), job, pipeline.arguments, joined(world).control)
     joined(world).gather(None)
     if world.rank == 0:
         draw(prompts.parent / "1.png", seed=99)
+        (prompts.parent / "3.png").unlink()
     joined(world).gather(None)
     results, _ = run_prompts(world, pipeline, world.tmp_path / "out", asked)
     kinds = {result.request.seed: type(result) for result in results}
-    assert kinds == {0: Made, 1: Failed, 2: Made, 3: Made, 4: Made}
-    (failed,) = (result for result in results if isinstance(result, Failed))
-    assert failed.failure.error == "InputLost" and "1.png: has changed since the job began" in failed.failure.message
+    assert kinds == {0: Made, 1: Failed, 2: Made, 3: Failed, 4: Made}
+    failures = [result.failure for result in results if isinstance(result, Failed)]
+    assert [failure.error for failure in failures] == ["InputLost"] * 2 and failures[0].stage == "read inputs"
+    assert "1.png: has changed since the job began" in failures[0].message
+    assert "3.png: cannot be read any more (No such file or directory)" in failures[1].message
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from runner.config import load_config
 from runner.inputs.decode import InputLost, decoded
 from runner.inputs.input_file import identity
 from runner.job.requests import read_job, requests_of, with_inputs
+from runner.job.waves import alike_key
 from runner.output.recipe import recipe_of
 from runner.pipeline.open import open_pipeline
 from runner.pipeline.pipeline import Pipeline
@@ -128,3 +129,28 @@ def test_a_gif_is_frames_for_a_video_and_its_first_picture_for_a_picture(tmp_pat
     for kind, wanted in (("picture", load_image(str(file))), ("video", load_video(str(file)))):
         (prompt,) = read(KINDS[kind], f"job.call.{KINDS[kind].argument}={file}", "job.prompt=a fox")
         assert is_same(decoded(prompt.call, CPU)[KINDS[kind].argument], wanted)
+
+
+def test_alike_is_what_makes_the_same_shapes(tmp_path: Path) -> None:
+    def alike(*words: str, kind: str = "picture") -> str:
+        (prompt,) = read(KINDS[kind], *(f"job.call.{word}" for word in words), "job.prompt=a fox")
+        return alike_key(prompt.call)
+
+    one, other = draw(tmp_path / "1.png", 1), draw(tmp_path / "2.jpg", 2)
+    wide = draw(tmp_path / "3.png", 3, size=(32, 16))
+    assert alike(f"image={one}") == alike(f"image={other}")
+    upright = draw_turned(tmp_path / "4.jpg")
+    sizes = [f"image={wide}", f"image={upright}", f"image=[{one}, {one}]", f"image={{file: {one}, mode: L}}"]
+    assert len({alike(f"image={one}"), *map(alike, sizes)}) == 5
+    short, long = film(tmp_path / "1.mp4", num_frames=3), film(tmp_path / "2.mp4", num_frames=9)
+    assert alike(f"video={short}", kind="video") == alike(f"video={film(tmp_path / '3.mp4', 5, 3)}", kind="video")
+    assert alike(f"video={short}", kind="video") != alike(f"video={long}", kind="video")
+
+
+def test_tensors_and_sound_come_to_the_device(tmp_path: Path) -> None:
+    meta = torch.device("meta")
+    for kind in ("tensor", "array for a tensor", "sound"):
+        file = KINDS[kind].write(tmp_path / KINDS[kind].file)
+        (prompt,) = read(KINDS[kind], f"job.call.{KINDS[kind].argument}={file}", "job.prompt=a fox")
+        got, wanted = decoded(prompt.call, meta)[KINDS[kind].argument], KINDS[kind].oracle(file)
+        assert got.device == meta and (got.shape, got.dtype) == (wanted.shape, wanted.dtype)
