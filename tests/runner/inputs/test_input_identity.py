@@ -75,6 +75,7 @@ def test_a_job_without_files_keeps_its_ids(pipeline: Pipeline) -> None:
     assert identity(call) == call
 
 
+@pytest.mark.slow
 def test_ten_thousand_files_are_planned_in_seconds_and_read_when_their_request_comes(
     pipeline: Pipeline, tmp_path: Path
 ) -> None:
