@@ -114,6 +114,7 @@ def write_case(case: Case, folder: Path) -> None:
 def _stock(case: Case, folder: Path) -> dict[str, np.ndarray]:
     """What stock diffusers makes of the same directory and files: the numbers of each field of its output, in a row."""
     pipeline = load_stock(folder / "model", getattr(torch, case.dtype))
+    case.prepare(pipeline)
 
     def read(file: File) -> Any:
         return read_as_stock(folder / file.name, file.mode)

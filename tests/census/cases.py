@@ -18,7 +18,6 @@ MISSING: dict[str, str] = {
     "VQDiffusionPipeline": "stock cannot load what it saves: the class of its learned embeddings is in no library "
     "that a model_index.json can name",
     "RFD4ProteinaPipeline": "it designs molecules: prepared tensors in, structures out, and no medium",
-    "AllegroPipeline": "its autoencoder works only with tiling, and there is no setting for that yet",
     "EasyAnimateControlPipeline": "stock raises TypeError at its first line of work: an argument that its own "
     "encode_prompt does not take",
 } | dict.fromkeys(

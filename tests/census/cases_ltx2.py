@@ -184,8 +184,8 @@ CASES = [
         "LTX2DFRTemporalRefinePipeline",
         refining_in_time,
         SIZE
-        | FEW_STEPS
         | {
+            "sigmas": [0.9, 0.4],
             "latents": array(1, CHANNELS, 3, 4, 4),
             "keyframes_latents": array(1, CHANNELS, 2, 4, 4),
             "keyframe_positions": [4, 8],

@@ -4,11 +4,14 @@ from typing import Any
 
 from diffusers import (
     AdaptiveProjectedGuidance,
+    AllegroTransformer3DModel,
+    AutoencoderKLAllegro,
     AutoencoderKLMagvit,
     AutoencoderKLMochi,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EasyAnimateTransformer3DModel,
+    EulerAncestralDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     LatteTransformer3DModel,
     MochiTransformer3DModel,
@@ -110,6 +113,31 @@ def _easyanimate(in_channels: int) -> dict[str, Any]:
         "tokenizer": tokenizer,
         "transformer": randomise(transformer, seed=3),
         "scheduler": FlowMatchEulerDiscreteScheduler(),
+    }
+
+
+def _allegro() -> dict[str, Any]:
+    """Its autoencoder works by tiles of 24 frames only, which are that large at least."""
+    tokenizer, text_encoder = t5_encoder(seed=1)
+    transformer = AllegroTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        num_layers=1,
+        cross_attention_dim=24,
+        sample_height=16,
+        sample_width=16,
+        sample_frames=6,
+        caption_channels=TEXT_DIM,
+    )
+    vae = AutoencoderKLAllegro(
+        block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4, sample_size=128, scaling_factor=1.0
+    )
+    return {
+        "tokenizer": tokenizer,
+        "text_encoder": text_encoder,
+        "vae": randomise(vae, seed=2),
+        "transformer": randomise(transformer, seed=3),
+        "scheduler": EulerAncestralDiscreteScheduler(beta_end=0.005),
     }
 
 
@@ -218,6 +246,13 @@ CASES = [
     Case("LattePipeline", _latte, CALL | {"video_length": 2, "decode_chunk_size": 1, "clean_caption": False}),
     Case("EasyAnimatePipeline", lambda: _easyanimate(CHANNELS), CALL | {"num_frames": 5}),
     Case("EasyAnimateInpaintPipeline", lambda: _easyanimate(2 * CHANNELS + 1), CALL | {"num_frames": 5}),
+    Case(
+        "AllegroPipeline",
+        _allegro,
+        CALL | {"height": 128, "width": 128, "num_frames": 24, "clean_caption": False},
+        settings=("components.vae.tiling=true",),
+        prepare=lambda pipeline: pipeline.vae.enable_tiling(),
+    ),
     Case("MotifVideoPipeline", _motif, MOTIF),
     Case("MotifVideoImage2VideoPipeline", _motif_image_to_video, MOTIF | {"image": PICTURE}),
     Case("SanaVideoPipeline", _sana_text_to_video, SANA),
