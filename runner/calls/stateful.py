@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from offload.placeholder import is_described
+
 _OURS = frozenset(
     {"torch", "weights", "sharding", "offload", "lora", "runner"}
 )  # whose hooks keep nothing between calls
@@ -81,5 +83,6 @@ def what_changed(before: State, after: State) -> str | None:
 def _writes(value: Any) -> int:
     """How often a tensor was written, as far as it counts that; how much a container holds."""
     if isinstance(value, torch.Tensor):
-        return 0 if value.is_inference() else value._version
+        # What a call writes to one that an offloader moves goes with its memory; and it cannot be read while away.
+        return 0 if value.is_inference() or is_described(value) else value._version
     return 0 if value is None else len(value)

@@ -40,7 +40,7 @@ class Case:
     `parts` makes the constructor's arguments; classes of a family share it. `call` holds the arguments of the call, in
     plain values and `File`s. `prompt` is None for a pipeline that takes none. `needs` are packages that the class needs
     beside this project's own. `stock` says how the stock pipeline is given an argument that is no plain value or file.
-    `settings` are what the runner is told beside the call, key=value, and `prepare` does the same to the stock pipeline.
+    `settings` are what the runner is told beside the call, key=value; `prepare` does the same to the stock pipeline.
     `gap` is what the runner cannot do with it yet: the case is tried all the same, and has to fail.
     """
 

@@ -87,7 +87,7 @@ def _transformer(seed: int, **settings: Any) -> LTX2VideoTransformer3DModel:
     return randomise(transformer, seed)
 
 
-def _video_vae(seed: int) -> AutoencoderKLLTX2Video:
+def video_vae(seed: int) -> AutoencoderKLLTX2Video:
     vae = AutoencoderKLLTX2Video(
         latent_channels=CHANNELS,
         block_out_channels=(8, 8),
@@ -130,7 +130,7 @@ def parts(scheduler: Any = None, **settings: Any) -> dict[str, Any]:
     tokenizer, text_encoder = _gemma3(seed=1)
     return {
         "scheduler": scheduler or FlowMatchEulerDiscreteScheduler(),
-        "vae": _video_vae(seed=2),
+        "vae": video_vae(seed=2),
         "audio_vae": _audio_vae(seed=3),
         "text_encoder": text_encoder,
         "tokenizer": tokenizer,
