@@ -56,7 +56,7 @@ class Manifest:
             self._finished.rewrite(line.to_json() for line in kept.values())
         notes += [f"{torn} torn line(s) in {self._finished.path.name} removed"] if torn else []
         lost = {line.id for line in lines} - set(kept)
-        notes += [f"{len(lost)} finished file(s) missing or damaged; made again"] if lost else []
+        notes += [f"{len(lost)} finished request(s) with files missing or damaged; made again"] if lost else []
         failures = [line for line in map(Failure.from_json, _mended(self._failures)) if line is not None]
         return State(kept, self._tries(), {line.id: line for line in failures}, notes)
 

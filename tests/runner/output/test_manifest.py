@@ -7,7 +7,7 @@ from pathlib import Path
 
 from runner.output.call_log import CallLog
 from runner.output.folder import Folder
-from runner.output.lines import Failure, ManifestLine
+from runner.output.lines import Failure, ManifestLine, OutputFile
 from runner.output.manifest import Manifest, file_facts, free_stems
 
 IMAGES = "images"
@@ -41,8 +41,38 @@ def test_what_is_missing_cut_short_or_altered_loses_its_line(tmp_path: Path) -> 
     os.utime(tmp_path / IMAGES / "d.png")  # touched, as a copy is: the content decides
     state = manifest.recover()
     assert sorted(state.finished) == ["d", "e"]
-    assert state.notes == ["3 finished file(s) missing or damaged; made again"]
+    assert state.notes == ["3 finished request(s) with files missing or damaged; made again"]
     assert sorted(Manifest(Folder(tmp_path)).recover().finished) == ["d", "e"]
+
+
+def test_a_request_is_whole_when_all_of_its_files_are(tmp_path: Path) -> None:
+    manifest = Manifest(Folder(tmp_path))
+    (tmp_path / IMAGES).mkdir()
+    for id in "abcd":
+        files = []
+        for ending in (".1.png", ".2.png", ".audio.wav"):
+            (tmp_path / IMAGES / (id + ending)).write_bytes(b"pixels")
+            file = f"{IMAGES}/{id}{ending}"
+            files.append(OutputFile(file=file, shape=[1, 2], fps=7.5, **file_facts(tmp_path / file)))
+        first = {name: getattr(files[0], name) for name in ("file", "bytes", "mtime_ns", "file_sha256")}
+        values, left_out = {"nsfw": [False]}, {"odd": "no file format"}
+        line = ManifestLine(id=id, **first, files=tuple(files), values=values, left_out=left_out)
+        manifest.record([line], [], {})
+    assert manifest.recover().finished["d"] == line, "all of it comes back"
+    (tmp_path / IMAGES / "a.2.png").unlink()
+    (tmp_path / IMAGES / "b.audio.wav").write_bytes(b"pixelS")
+    os.truncate(tmp_path / IMAGES / "c.1.png", 3)
+    state = manifest.recover()
+    assert list(state.finished) == ["d"]
+    assert state.notes == ["3 finished request(s) with files missing or damaged; made again"]
+    assert free_stems([("x", "d"), ("x", "a")], state.finished) == ["d-x", "a"]
+
+
+def test_a_line_whose_files_are_no_files_of_ours_is_none(tmp_path: Path) -> None:
+    line = finished(Manifest(Folder(tmp_path)), "a").to_json()
+    for files in ("text", 7, [1], [{"file": "a.png"}], [{**line, "file": "../a.png"}], [{**line, "file": 7}]):
+        assert ManifestLine.from_json({**line, "files": files}) is None, files
+    assert ManifestLine.from_json({**line, "files": [{**line, "of a later version": 1}]}) is not None
 
 
 def test_a_copied_folder_is_as_good(tmp_path: Path) -> None:
