@@ -8,6 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from torch import nn
+
 from runner.components import modular_index
 from runner.components.changing import changed, changed_settings, refuse_absent
 from runner.components.choosing import check_names, check_taken, chosen_pipeline
@@ -145,7 +147,9 @@ def _read_modular(
         elif name in listed:
             folder = modular_index.folder_of(file, name, listed[name])
             chosen = modular_index.chosen_by_library(folder, listed[name])
-            sources[name] = Source(name, chosen or component_class(file, name, *listed[name].entry), folder)
+            chosen = chosen or component_class(file, name, *listed[name].entry)
+            variant = listed[name].variant if issubclass(chosen, nn.Module) else None
+            sources[name] = Source(name, chosen, folder, variant)
     settings = {name: value for name, value in settings.items() if name not in sources}
     for name in cls.made.keys() & components.keys() - sources.keys():
         if changes := changed_settings(cls, name, components[name]):

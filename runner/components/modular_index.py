@@ -12,7 +12,7 @@ from typing import Any
 import diffusers
 import transformers
 
-from runner.components.modular import class_of, experimental, is_block
+from runner.components.modular import TRIED, class_of, experimental, is_block
 from runner.components.reading import reading
 from runner.errors import UserError
 from weights.files import read_object
@@ -24,13 +24,14 @@ _CODE = "modular_config.json"  # where a directory names blocks of its own
 
 @dataclass(frozen=True)
 class Spec:
-    """What an index says of a component: the library and name of its class, the subfolder that its files are in, and
-    the repository (or the path, elsewhere) that they came from."""
+    """What an index says of a component: the library and name of its class, the subfolder that its files are in, the
+    repository (or the path, elsewhere) that they came from, and which variant of the weights is meant."""
 
     library: str
     class_name: str
     subfolder: str
     origin: str
+    variant: str | None = None
 
     @property
     def entry(self) -> tuple[str, str]:
@@ -49,7 +50,8 @@ def modular_class(index_file: Path, index: Mapping[str, Any], workflow: str | No
         if not (isinstance(cls, type) and issubclass(cls, diffusers.ModularPipeline)):
             raise UserError(
                 f"{index_file}: {name!r} is no modular pipeline of diffusers {diffusers.__version__}, which is "
-                f"installed; the directory was written by {index.get('_diffusers_version', 'an unknown version')}"
+                f"installed ({' and '.join(TRIED)} was tried); the directory was written by "
+                f"{index.get('_diffusers_version', 'an unknown version')}"
             )
         blocks: Any = getattr(diffusers, blocks_name, None) if isinstance(blocks_name, str) else None
         if not _are_blocks(blocks):  # as diffusers does, for a class that holds none itself
@@ -126,7 +128,10 @@ def _spec(index_file: Path, name: str, entry: list[Any], origin: Any) -> Spec:
         library, class_name = entry[:2]
     if Path(subfolder).is_absolute() or ".." in Path(subfolder).parts:
         raise UserError(f"{index_file}: the subfolder of {name} is {subfolder!r}, outside of the directory")
-    return Spec(str(library), str(class_name), subfolder, origin)
+    variant = said.get("variant") or None
+    if not isinstance(variant, str | None):
+        raise UserError(f"{index_file}: the variant of {name} is {variant!r:.80}; it is a text, or null")
+    return Spec(str(library), str(class_name), subfolder, origin, variant)
 
 
 def _are_blocks(cls: Any) -> bool:

@@ -9,6 +9,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from runner.calls.steps import Steps
 from runner.components.directory import directory_of, read_directory
@@ -123,7 +124,7 @@ REFUSED = {
     ),
     "an unknown class": (
         lambda model: change_index(model, _class_name="TomorrowModularPipeline"),
-        r"'TomorrowModularPipeline' is no modular pipeline of diffusers",
+        r"'TomorrowModularPipeline' is no modular pipeline of diffusers .*0\.42\.1 was tried",
     ),
     "a class that is no modular pipeline": (
         lambda model: change_index(model, _class_name="FluxPipeline"),
@@ -251,6 +252,21 @@ def test_classes_that_an_index_leaves_to_the_libraries_are_those_that_they_choos
     for name in hints:
         assert type(getattr(chosen.stock, name)) is type(getattr(named.stock, name))
     assert np.array_equal(made_by(chosen, request), made_by(named, request))
+
+
+def test_the_variant_that_an_index_names_is_read_and_not_the_plain_file_beside(model: Path) -> None:
+    plain = model / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(plain)
+    save_file({key: 2 * value for key, value in weights.items()}, plain, metadata={"format": "pt"})
+    save_file(weights, plain.with_suffix(".fp16.safetensors"), metadata={"format": "pt"})
+    index = json.loads((model / INDEX).read_text())
+    index["transformer"][2]["variant"] = "fp16"
+    change_index(model, **index)
+    family = tiny.MODULAR["modular_anima"]
+    expected = tiny.call_modular(tiny.load_modular(model), family, family.prompts[0], 0)[0]
+    request = Request(family.prompts[0], 0, family.call, output_type="np")
+    for rest in ("device", "disk"):
+        assert np.array_equal(made_by(opened(model, f"placement.default.rest={rest}"), request), expected)
 
 
 def test_a_component_that_is_not_there_comes_by_its_path(model: Path, tmp_path: Path) -> None:
