@@ -47,15 +47,19 @@ class KeysDiffer(CheckpointError):
 class Checkpoint:
     """A component's directory, and how its library reads it.
 
-    `variant` is in the files' names ("fp16"). `rename` maps a stored key to the module's name for it.
+    `variant` is in the files' names ("fp16"). `rename` maps a stored key to the module's name for it. `single`: the one
+    file that holds the weights, wherever it is and whatever it is called; the directory then has the configuration.
     """
 
     directory: Path
     library: Library = Library.diffusers
     variant: str | None = None
     rename: Callable[[str], str] | None = None
+    single: Path | None = None
 
     def files(self) -> list[Path]:
+        if self.single is not None:
+            return [self.single]
         return weight_files(self.directory, self.library, self.variant)
 
     def identities(self) -> dict[Path, Identity]:
@@ -75,7 +79,11 @@ class Checkpoint:
         tensor that is stored twice.
         """
         stored: dict[str, StoredTensor] = {}
-        for tensor in _tensors(self.directory, self.library, self.variant):
+        if self.single is not None:
+            tensors = iter(stored_tensors(self.single))
+        else:
+            tensors = _tensors(self.directory, self.library, self.variant)
+        for tensor in tensors:
             name = self.rename(tensor.key) if self.rename else tensor.key
             twin = stored.setdefault(name, tensor)
             if twin is not tensor:
@@ -108,7 +116,7 @@ def match_keys(checkpoint: Checkpoint, weights: Iterable[Sequence[str]]) -> list
     if missing:
         known = {name for names in tied for name in names}
         extra = [tensor.key for name, tensor in stored.items() if name not in known]
-        raise KeysDiffer(str(checkpoint.directory), sorted(missing), sorted(extra))
+        raise KeysDiffer(str(checkpoint.single or checkpoint.directory), sorted(missing), sorted(extra))
     return [next(stored[name] for name in names if name in stored) for names in tied]
 
 

@@ -21,11 +21,11 @@ from runner.components.load import check_placement, placement_of
 from runner.components.needs import refuse_missing, refuse_unmakeable
 from runner.components.quantised import only_whole
 from runner.components.reading import file_errors, reading
+from runner.components.single_file import single_source
 from runner.components.source import Source
 from runner.components.variant import of_variant
 from runner.config import ComponentConfig, Rest, RunConfig, Share
 from runner.errors import UserError
-from weights.checkpoint import Checkpoint
 from weights.files import FileError, read_object, why_unreadable
 
 NO_CHANGES: Mapping[str, ComponentConfig] = MappingProxyType({})
@@ -85,6 +85,11 @@ def read_directory(
     read; `components` says which components come from elsewhere, and what is changed of them.
     """
     elsewhere = {name: Path(one.path) for name, one in components.items() if one.path is not None}
+    if os.path.isfile(root):
+        raise UserError(
+            f"model.path: {root} is a file; name a diffusers directory, and give it the weights of one component in it "
+            f"by components.transformer.path={root}"
+        )
     with file_errors():
         names = _names_in(root)
         if modular_index.INDEX in names and INDEX not in names:
@@ -105,7 +110,7 @@ def read_directory(
         refuse_absent(directory.pipeline, {**sources, **getattr(directory.pipeline, "made", {})}, components)
         for source in sources.values():
             if source.is_module:
-                Checkpoint(source.folder, source.library, source.variant).stored()
+                source.checkpoint.stored()
     return replace(directory, sources=sources)
 
 
@@ -123,9 +128,9 @@ def _read(
     sources = {name: _listed(root, name, entry) for name, entry in found.listed.items()}
     if cls is not own:
         check_taken(root, cls, {name: source.cls for name, source in sources.items()})
-    for name, folder in elsewhere.items():
-        listed = _listed_class(root, index, name)
-        sources[name] = Source(name, class_elsewhere(name, folder, cls, listed), folder)
+    for name, path in elsewhere.items():
+        entry = as_entry(index.get(name))
+        sources[name] = _elsewhere(name, path, cls, None if entry is None else _listed(root, name, entry))
     refuse_unmakeable(cls, found.settings, sources)
     in_order = {name: sources[name] for name in parameters_of(cls) if name in sources}
     return Directory(root, cls, in_order, found.settings, found.left_out)
@@ -142,14 +147,17 @@ def _read_modular(
     settings, listed = modular_index.told_apart(file, cls, index)
     sources = {}
     for name in cls.parts:
-        if name in elsewhere:
-            sources[name] = Source(name, class_elsewhere(name, elsewhere[name], cls, None), elsewhere[name])
-        elif name in listed:
+        listed_here = None
+        if name in listed and (name not in elsewhere or elsewhere[name].suffix == ".safetensors"):
             folder = modular_index.folder_of(file, name, listed[name])
             chosen = modular_index.chosen_by_library(folder, listed[name])
             chosen = chosen or component_class(file, name, *listed[name].entry)
             variant = listed[name].variant if issubclass(chosen, nn.Module) else None
-            sources[name] = Source(name, chosen, folder, variant)
+            listed_here = Source(name, chosen, folder, variant)
+        if name in elsewhere:
+            sources[name] = _elsewhere(name, elsewhere[name], cls, listed_here)
+        elif listed_here is not None:
+            sources[name] = listed_here
     settings = {name: value for name, value in settings.items() if name not in sources}
     for name in cls.made.keys() & components.keys() - sources.keys():
         if changes := changed_settings(cls, name, components[name]):
@@ -172,10 +180,15 @@ def _listed(root: Path, name: str, entry: Entry) -> Source:
     return Source(name, cls, own if os.path.isdir(own) else root)
 
 
-def _listed_class(root: Path, index: Mapping[str, Any], name: str) -> Any:
-    """The class that the directory itself has for a component, None where it has none."""
-    entry = as_entry(index.get(name))
-    return None if entry is None else _listed(root, name, entry).cls
+def _elsewhere(name: str, path: Path, cls: Any, listed: Source | None) -> Source:
+    """The component at a path; `listed` is the model's own, where it has one."""
+    if path.suffix == ".safetensors" and not os.path.isdir(path):
+        return single_source(name, path, listed)
+    if os.path.isfile(path):
+        raise UserError(
+            f"components.{name}.path: {path} is no folder; of files, weights are read from .safetensors only"
+        )
+    return Source(name, class_elsewhere(name, path, cls, None if listed is None else listed.cls), path)
 
 
 def check_placements(directory: Directory, config: RunConfig) -> None:

@@ -100,7 +100,8 @@ def _digest(source: Source) -> str:
         content = read_bytes(file)
         digest.update(f"\0{file.relative_to(source.folder)}\0{len(content)}\0".encode() + content)
     for file in source.weight_files() if source.is_module else ():
-        digest.update(f"\0{file.name}\0".encode())
+        name = "" if source.file is not None else file.name  # which nobody reads
+        digest.update(f"\0{name}\0".encode())
         for sample in _sample(file):
             digest.update(sample)
     return digest.hexdigest()

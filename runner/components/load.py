@@ -19,6 +19,7 @@ from runner.components.fits import require_room_for_slices, require_room_whole
 from runner.components.quantised import only_whole
 from runner.components.reading import reading
 from runner.components.resident import fill
+from runner.components.single_file import from_single_file, single_file_dtypes
 from runner.components.skeleton import checkpoint_of, dtype_plan, skeleton, unused_keys
 from runner.components.source import Source
 from runner.config import KNOBS, MeshConfig, PlacementConfig, Rest, RunConfig, Share
@@ -169,6 +170,10 @@ def load_whole(source: Source, dtype: torch.dtype) -> nn.Module:
 
 def _load_noted(source: Source, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:
     """`load_whole`, and the stored keys that its library warns of because it has no use for them."""
+    if source.file is not None:
+        module = from_single_file(source, dtype)
+        _align(module)
+        return module, []
     module, info = from_pretrained(source, dtype=dtype, use_safetensors=True, output_loading_info=True)
     for problem in ("missing_keys", "mismatched_keys"):
         if keys := sorted(map(str, info.get(problem, ()))):
@@ -297,7 +302,8 @@ def _load_offloaded(
 def empty(source: Source, dtype: torch.dtype) -> nn.Module:
     """The component without weights, each with the dtype it is to have."""
     module = skeleton(source, dtype)
-    sharding.set_dtype(module, dtype_plan(module, dtype))
+    plan = single_file_dtypes(module, dtype) if source.file else dtype_plan(module, dtype)
+    sharding.set_dtype(module, plan)
     return module
 
 

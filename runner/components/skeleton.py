@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -93,7 +94,7 @@ def dtype_plan(module: nn.Module, dtype: torch.dtype) -> Callable[[str], torch.d
 def checkpoint_of(module: nn.Module, source: Source) -> Checkpoint:
     """The component's files, as the library that built the module reads them."""
     with reading(f"{source.folder / 'config.json'}: the stored names of a {type(module).__name__} are not known"):
-        return Checkpoint(source.folder, source.library, source.variant, _stored_name(module))
+        return replace(source.checkpoint, rename=_stored_name(module))
 
 
 def unused_keys(module: nn.Module, source: Source) -> list[str]:

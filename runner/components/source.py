@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from weights.checkpoint import Library, weight_files
+from weights.checkpoint import Checkpoint, Library, weight_files
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,15 @@ class Changes:
 class Source:
     """`name` in the pipeline; its class; the folder with its configuration and weights.
 
-    `variant` is in the names of the weight files that are read ("fp16"), None for those without.
+    `variant` is in the names of the weight files that are read ("fp16"), None for those without. `file`: the one file
+    that the weights are in, perhaps by the names of those who trained them; diffusers then knows how they map.
     """
 
     name: str
     cls: Any
     folder: Path
     variant: str | None = None
+    file: Path | None = None
     changes: Changes = Changes()
 
     @property
@@ -55,8 +57,12 @@ class Source:
         told["class"] = None if one.exchanged is None else self.cls.__name__
         return {name: value for name, value in told.items() if value is not None} | dict(one.settings)
 
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint(self.folder, self.library, self.variant, single=self.file)
+
     def weight_files(self) -> list[Path]:
-        return weight_files(self.folder, self.library, self.variant)
+        return [self.file] if self.file is not None else weight_files(self.folder, self.library, self.variant)
 
     @property
     def stored_bytes(self) -> int:
