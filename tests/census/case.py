@@ -24,7 +24,6 @@ class File:
         return {"file": self.name} | mode if self.told or mode else self.name
 
 
-FILES = "inputs as files are not there yet"  # a gap
 PICTURE, OTHER, MASK, CLIP = File("picture.png"), File("other.png"), File("mask.png"), File("clip.mp4")
 
 
