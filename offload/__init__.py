@@ -8,6 +8,7 @@ from offload.offloaded import Offloaded, is_offloaded, offloader_of
 from offload.placeholder import WeightAway
 from offload.stores.disk import DiskStore
 from offload.stores.host import HostStore
+from offload.stores.shared_disk import SharedDiskStore
 from offload.stores.store import Store, StoreError
 from offload.units import OUTSIDE, find_aliases, plan_units
 from weights.room import NoRoom
@@ -20,6 +21,7 @@ __all__ = [
     "HostStore",
     "NoRoom",
     "Offloaded",
+    "SharedDiskStore",
     "Store",
     "StoreError",
     "WeightAway",

@@ -131,13 +131,14 @@ class PlacementConfig:
 _OF_A_COMPONENT = {"components": ComponentConfig, "placement": PlacementConfig}
 _OWN_KEYS = tuple(ComponentConfig.__dataclass_fields__)  # what is not among them is a scheduler's setting
 _KIND = {"share": "replicate", "rest": "device"}
-# The options that a placement has besides share and rest. What is not here cannot be built: sharded weights on disk.
+# The options that a placement has besides share and rest.
 KNOBS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("replicate", "device"): (),
     ("replicate", "host"): ("resident_blocks", "window"),
     ("replicate", "disk"): ("resident_blocks", "window"),
     ("shard", "device"): ("resident_blocks", "prefetch", "reshard_after_forward"),
     ("shard", "host"): ("resident_blocks", "prefetch", "reshard_after_forward"),
+    ("shard", "disk"): ("resident_blocks", "window"),
 }
 
 

@@ -8,6 +8,7 @@ import os
 import pickle
 import socket
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -105,9 +106,9 @@ def node_group() -> Group:
     return group_of([[rank for rank, other in enumerate(nodes) if other == node] for node in dict.fromkeys(nodes)])
 
 
-def group_of(groups: Sequence[Sequence[int]]) -> Group:
+def group_of(groups: Sequence[Sequence[int]], timeout: timedelta | None = None) -> Group:
     """This rank's of some groups that together are the world."""
-    group, _ = dist.new_subgroups_by_enumeration([list(ranks) for ranks in groups], backend="gloo")
+    group, _ = dist.new_subgroups_by_enumeration([list(ranks) for ranks in groups], timeout=timeout, backend="gloo")
     return group
 
 

@@ -9,8 +9,8 @@ A buffer's first copy waits too, for a mark made after `empty`: the allocator ha
 on the compute stream may be using.
 """
 
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future
 from typing import Any, Protocol
 
 import torch
@@ -46,6 +46,24 @@ class CopyEngine(Protocol):
 
     def close(self) -> None:
         """Let go of threads and staging memory. Idempotent; copies that are under way end first."""
+
+
+def submit(threads: Executor, store: Store, copy: Callable[..., Any], *arguments: Any) -> Mark:
+    """Have a thread make the copy. One whose unit several ranks read together is never cancelled: it might have begun
+    on one of them, which then waits for the others."""
+    if store.readers is None:
+        return threads.submit(copy, *arguments)
+    mark: Mark = Future()
+    mark.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            mark.set_result(copy(*arguments))
+        except BaseException as error:  # as an executor does: whoever waits raises it
+            mark.set_exception(error)
+
+    threads.submit(run)
+    return mark
 
 
 def done(result: Any = None) -> Mark:

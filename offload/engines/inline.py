@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from offload.engines.engine import Mark, done
+from offload.engines.engine import Mark, done, submit
 from offload.stores.store import Store
 from weights.modes import normal_mode
 
@@ -37,7 +37,7 @@ class InlineEngine:
         target = buffer[: store.packings[unit].num_bytes]
         view = store.view(unit)
         if view is None:
-            return self._threads.submit(_read_for, store, unit, target)
+            return submit(self._threads, store, _read_for, store, unit, target)
         target.copy_(view)
         return done([])
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from offload.engines.engine import Mark, done, result_if_any
+from offload.engines.engine import Mark, done, result_if_any, submit
 from offload.stores.store import Store
 from weights.modes import normal_mode
 
@@ -56,7 +56,7 @@ class StreamEngine:
             return done(self._upload(view, target, after))
         for mark in after:
             mark.cancel()
-        return self._threads.submit(self._read_and_upload, store, unit, target, after)
+        return submit(self._threads, store, self._read_and_upload, store, unit, target, after)
 
     def wait(self, mark: Mark) -> None:
         self._compute().wait_event(mark.result())

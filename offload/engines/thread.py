@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from offload.engines.engine import Mark, done, result_if_any
+from offload.engines.engine import Mark, done, result_if_any, submit
 from offload.stores.store import Store, fill_host
 from weights.modes import normal_mode
 
@@ -34,7 +34,7 @@ class ThreadEngine:
     def copy(self, store: Store, unit: str, buffer: torch.Tensor, after: Sequence[Mark]) -> Mark:
         for mark in after:
             mark.cancel()
-        return self._threads.submit(_fill_in_order, store, unit, buffer, after)
+        return submit(self._threads, store, _fill_in_order, store, unit, buffer, after)
 
     def wait(self, mark: Mark) -> None:
         mark.result()

@@ -25,6 +25,7 @@ import torch
 from offload.stores.packing import Packing, pack
 from offload.stores.steps import Conversion, Run, Stretch, steps_for
 from offload.stores.store import check_stretch
+from weights.agreement import Group
 from weights.checkpoint import Checkpoint, CheckpointError, match_keys, refuse_unfit
 from weights.files import why_unreadable
 from weights.weight_file import WeightFile
@@ -42,6 +43,7 @@ class DiskStore:
     """
 
     rest: Literal["host", "disk"] = "disk"
+    readers: Group = None
     packings: Mapping[str, Packing]
 
     def __init__(

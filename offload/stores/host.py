@@ -29,6 +29,7 @@ class HostStore:
     """
 
     rest: Literal["host", "disk"] = "host"
+    readers: Group = None
     packings: Mapping[str, Packing]
 
     def __init__(

@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 import torch
 
 from offload.stores.packing import ALIGNMENT, Packing
+from weights.agreement import Group
 from weights.weight_file import StoreError as StoreError
 
 
@@ -14,6 +15,10 @@ class Store(Protocol):
 
     rest: Literal["host", "disk"]
     """Where the weights wait."""
+
+    readers: Group
+    """The ranks that read a unit together, so that a read is a collective, in the thread that copies; None where each
+    rank reads for itself."""
 
     packings: Mapping[str, Packing]
     """The units by name, such as "blocks.3"; "" is all that is outside the streamed units."""

@@ -16,6 +16,7 @@ from time import perf_counter
 from typing import Any
 
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 import sharding
 from runner.calls.boundary import Timings
@@ -40,7 +41,8 @@ class Lift:
     def __init__(self, components: Sequence[Component], lockstep: Lockstep, timings: Timings) -> None:
         self._lockstep, self._timings = lockstep, timings
         self._order = {component.name: number for number, component in enumerate(components)}
-        self._roots: dict[int, nn.Module] = {}  # of sharded components, by their number
+        self._shared: set[int] = set()  # components whose weights several ranks share, by their numbers
+        self._roots: dict[int, nn.Module] = {}  # of those that FSDP gathers
         self._blocks: dict[tuple[int, int], MovingBlock] = {}
         self._handles: list[Any] = []
         self._place = START
@@ -62,6 +64,8 @@ class Lift:
 
     def _install(self, number: int, component: Component) -> None:
         if component.is_sharded:
+            self._shared.add(number)
+        if isinstance(component.module, FSDPModule):
             self._roots[number] = component.module
         for index, block in enumerate(moving_blocks(component)):
             self._blocks[number, index] = block
@@ -77,7 +81,7 @@ class Lift:
     def at_call(self, turn: Turn, stage: str, component: str, where: str) -> None:
         """A call of the component is about to begin; returns when it may."""
         turn.place, turn.where = Place(STAGES.index(stage), self._order[component]), where
-        if turn.place != self._place or turn.place.component in self._roots:
+        if turn.place != self._place or turn.place.component in self._shared:
             turn.wait()
 
     def after_call(self, turn: Turn) -> None:
@@ -218,14 +222,14 @@ class Lift:
 
     def _shares_its_call(self, turn: Turn) -> bool:
         """Whether other ranks are inside the same call, and need this one there."""
-        return self._lockstep.size > 1 and turn.place.is_inside and turn.place.component in self._roots
+        return self._lockstep.size > 1 and turn.place.is_inside and turn.place.component in self._shared
 
     # With other ranks.
 
     def _must_meet(self, place: Place | None) -> bool:
         if self._lockstep.size == 1:
             return False
-        return place is None or place.block == VOTE or (place.block == BEGIN and place.component in self._roots)
+        return place is None or place.block == VOTE or (place.block == BEGIN and place.component in self._shared)
 
     def _meet(self) -> bool:
         """Compare the places of all turns on all ranks; those that differ leave, everywhere. Whether none did."""

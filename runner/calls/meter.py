@@ -8,6 +8,7 @@ from time import perf_counter
 
 import torch
 
+import sharding
 from runner.calls.turns import Place
 from runner.components.component import Component
 from weights.room import available_room
@@ -60,7 +61,7 @@ class Meter:
     def begin(self, place: Place, calls: int) -> None:
         """So many calls are about to run a block."""
         component = self._components[place.component]
-        passes = self.passes.setdefault(component.name, Passes(hides=not component.is_sharded))
+        passes = self.passes.setdefault(component.name, Passes(hides=not sharding.is_sharded(component.module)))
         last, self._last = self._last, place
         if last is None or place <= last or place.component != last.component:
             passes.done.append(Pass(calls))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 import offload
 import sharding
 from runner.config import Rest, Share
+from weights.agreement import Group, size_of
 from weights.modes import normal_mode
 
 # Pipelines call components through these, besides calling them; everything else they touch is glue.
@@ -44,7 +46,14 @@ class Component:
 
     @property
     def is_sharded(self) -> bool:
-        return sharding.is_sharded(self.module)
+        """Whether ranks share its weights, so that they have to make its calls together."""
+        return sharding.is_sharded(self.module) or self.readers is not None
+
+    @property
+    def readers(self) -> Group:
+        """The ranks that read its weights together, whenever they come up."""
+        offloader = offload.offloader_of(self.module)
+        return None if offloader is None else offloader.store.readers
 
     @property
     def placement(self) -> Placement:
@@ -56,6 +65,8 @@ class Component:
         rest = Rest.device
         if (offloader := offload.offloader_of(self.module)) is not None:
             rest = Rest(offloader.store.rest)
+        if (size := size_of(self.readers)) > 1:
+            return Placement(Share.shard, rest, size, dist.get_world_size() // size, devices)
         return Placement(Share.replicate, rest, 1, 1, devices)
 
     @property
@@ -137,7 +148,8 @@ def look_ahead(components: Sequence[Component]) -> dict[str, Component]:
     ahead = {}
     for stage, (first, *_) in pairwise(stages):
         offloader = offload.offloader_of(first.module)
-        if offloader is None or any(component.is_sharded for component in stage):
+        # A rank whose request fails before the next stage would not take part in reading it.
+        if offloader is None or first.is_sharded or any(component.is_sharded for component in stage):
             continue
         if sum(component.moving_bytes for component in stage) + offloader.bytes_of_ring <= peak:
             ahead[stage[-1].name] = first

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from functools import partial
 from time import perf_counter
 from typing import Any, TypeVar
@@ -46,14 +47,15 @@ class Loading:
 @dataclass(frozen=True)
 class Groups:
     """Who shares weights with whom: the mesh of sharded components, for messages between those that hold one copy of
-    them, and the ranks that map one node's host memory. `engine` brings the blocks of all offloaded components, and
-    those of a node take `staging_bytes` of host memory for it."""
+    them, the ranks that map one node's host memory, and for what those of one copy read together. `engine` brings the
+    blocks of all offloaded components, and those of a node take `staging_bytes` of host memory for it."""
 
     mesh: DeviceMesh | None = None
     in_step: Group = None
     node: Group = None
     engine: offload.CopyEngine | None = None
     staging_bytes: int = 0
+    readers: Group = None
 
 
 def placement_of(name: str, config: RunConfig) -> PlacementConfig:
@@ -65,8 +67,6 @@ def check_placement(name: str, placement: PlacementConfig) -> None:
     """Raises UserError for a combination that does not exist, and for an option that this placement does not have."""
     kind = (placement.share.value, placement.rest.value)
     shown = f"placement.{name}: share={kind[0]}, rest={kind[1]}"
-    if kind not in KNOBS:
-        raise UserError(f"{shown}: sharded weights wait on the device or the host; use rest=host, or share=replicate")
     default = asdict(PlacementConfig())
     for option, value in asdict(placement).items():
         if option not in ("share", "rest", *KNOBS[kind]) and value != default[option]:
@@ -82,7 +82,7 @@ def build_groups(config: RunConfig, modules: Sequence[str], world: World) -> Gro
         raise UserError(f"share=shard: torch has no collectives on {world.device.type}; use share=replicate")
     configured = config.mesh.shard is not None or config.mesh.replicate is not None
     mesh = world.agreed(lambda: _mesh(config.mesh, world)) if sharded or configured else None
-    offloaded = [p for p in placements if p.share is Share.replicate and p.rest is not Rest.device]
+    offloaded = [p for p in placements if _is_offloaded(p)]
     node = node_group() if world.size > 1 else None
     engine = offload.engine_for(world.device) if offloaded else None
     return Groups(
@@ -91,7 +91,26 @@ def build_groups(config: RunConfig, modules: Sequence[str], world: World) -> Gro
         node,
         engine,
         world.agreed(lambda: _room_to_stage(engine, size_of(node))) if engine else 0,
+        _read_together(mesh, world) if any(_is_read_together(p) for p in placements) else None,
     )
+
+
+def _is_offloaded(placement: PlacementConfig) -> bool:
+    """By us; FSDP keeps slices on the host by itself."""
+    return placement.rest is Rest.disk or (placement.share is Share.replicate and placement.rest is Rest.host)
+
+
+def _is_read_together(placement: PlacementConfig) -> bool:
+    return placement.share is Share.shard and placement.rest is Rest.disk
+
+
+def _read_together(mesh: DeviceMesh | None, world: World) -> Group:
+    """A group for nothing else: what is read is exchanged in the thread that copies, beside what the ranks tell each
+    other. How long one waits for the other is the watch's to judge."""
+    if mesh is None or mesh.shape[-1] == 1:
+        return None
+    size = mesh.shape[-1]
+    return group_of([range(first, first + size) for first in range(0, world.size, size)], timedelta(days=30))
 
 
 def _room_to_stage(engine: offload.CopyEngine, num_ranks: int) -> int:
@@ -129,7 +148,7 @@ def load_component(
     """The component, loaded and placed. Collective; raises UserError on all ranks where any of them cannot."""
     start = perf_counter()
     dtype = getattr(torch, source.changes.dtype or "", dtype)
-    if placement.share is Share.shard:
+    if placement.share is Share.shard and placement.rest is not Rest.disk:
         module, how, bytes_read = _load_sharded(source, dtype, placement, world, groups)
     elif placement.rest is not Rest.device:
         module, how, bytes_read = _load_offloaded(source, dtype, placement, world, groups)
@@ -279,6 +298,9 @@ def _load_offloaded(
             "staging_bytes": groups.staging_bytes,
         }
         try:
+            if placement.share is Share.shard and groups.readers is not None:
+                how = "block by block, whenever a block is wanted, each rank its part"
+                return offload.SharedDiskStore(open_files(), groups.readers), how
             if placement.rest is Rest.disk:
                 return open_files(), "block by block, whenever a block is wanted"
             return offload.HostStore.from_files(open_files, **on_host), "once a node, each rank its share"

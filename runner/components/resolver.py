@@ -14,6 +14,7 @@ import offload
 import sharding
 from runner.components.component import Component
 from runner.config import Leave
+from weights.agreement import size_of
 from weights.modes import normal_mode
 from weights.overrides import may_move_weights
 
@@ -74,7 +75,9 @@ def decide(module: nn.Module, leave: Leave) -> Decision:
     found = sharding.sharding_of(module)
     if found is not None:
         return _decide_sharded(module, found, leave, note)
-    if offload.is_offloaded(module):
+    if (offloader := offload.offloader_of(module)) is not None:
+        if (readers := size_of(offloader.store.readers)) > 1:
+            note = f", read by {readers} ranks together{note}"
         if leave is Leave.component:
             return Decision(ExecutionMode.NORMAL, f"offloaded: its blocks come and go{note}")
         return Decision(ExecutionMode.INFERENCE, f"offloaded: only the copying of blocks leaves it{note}")

@@ -146,7 +146,7 @@ def _make_group(tasks: Sequence[Task], making: _Making, results: list[Result], m
     resumes = [logs.open(task.request, is_filler=task.is_filler) if logs else None for task in tasks]
 
     def ended(index: int, outcome: Callable[[], Any], seconds: float) -> None:
-        _settle(tasks[index], outcome, making, results, lambda: seconds)
+        _settle(tasks[index], outcome, making, results, lambda: seconds, in_group=len(tasks) > 1)
 
     requests = [task.request for task in tasks]
 
@@ -162,9 +162,11 @@ def _settle(
     making: _Making,
     results: list[Result],
     seconds: Callable[[], float],
+    *,
+    in_group: bool = False,
 ) -> None:
     """Make the request, or take what it gave, and write its file. Filler work has no result."""
-    result = _result(task, outcome, making, seconds)
+    result = _result(task, outcome, making, seconds, in_group=in_group)
     if result is None:
         return
     results.append(result)
@@ -182,7 +184,9 @@ def _switch_along(request: Request, pipeline: Pipeline) -> None:
         return  # the same on the ranks that have requests, which record it
 
 
-def _result(task: Task, outcome: Callable[[], Any], making: _Making, seconds: Callable[[], float]) -> Result | None:
+def _result(
+    task: Task, outcome: Callable[[], Any], making: _Making, seconds: Callable[[], float], *, in_group: bool
+) -> Result | None:
     request, pipeline = task.request, making.pipeline
     try:
         made = outcome()
@@ -205,6 +209,8 @@ def _result(task: Task, outcome: Callable[[], Any], making: _Making, seconds: Ca
         failure = _failure(request, pipeline, error)
         if isinstance(error, torch.OutOfMemoryError):
             _free_memory(error)
+            if in_group and not task.is_filler:  # alone it has the memory of the others too
+                return Repeat(request, torch.OutOfMemoryError(str(error)))
         return None if task.is_filler else Failed(request, failure)
     line = ManifestLine(
         **request.described(),

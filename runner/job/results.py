@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from runner.calls.lockstep import OutOfStep, PeerLeft
 from runner.output.lines import Failure, ManifestLine
 from runner.request import Request
@@ -27,15 +29,15 @@ class Failed:
 
 @dataclass(frozen=True)
 class Repeat:
-    """To be made again: a request beside it ended their calls."""
+    """To be made again: a request beside it ended their calls, or those of its group took the memory."""
 
     request: Request
-    cause: PeerLeft
+    cause: PeerLeft | torch.OutOfMemoryError
 
     @property
     def alone(self) -> bool:
-        """Whether it only seemed to be like the requests beside it."""
-        return isinstance(self.cause, OutOfStep)
+        """Whether it only seemed to be like the requests beside it, or needs the memory for itself."""
+        return not isinstance(self.cause, PeerLeft) or isinstance(self.cause, OutOfStep)
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ class Pipeline:
 
         with self._boundaries.group(), ExitStack() as measuring:
             for component in self.components if meter is not None else ():
-                if component.is_sharded:
+                if sharding.is_sharded(component.module):
                     measuring.enter_context(sharding.without_prefetch(component.module))
             self._served_by.serve(bodies, over, switch, is_stopping, meter)
 

@@ -201,6 +201,29 @@ def test_who_has_not_begun_to_denoise_is_given_back_at_once(world: World, path: 
             assert outcomes == ["made"] * 4
 
 
+@on_ranks(1)
+def test_who_finds_no_memory_in_a_group_is_made_again_alone(world: World, path: Path) -> None:
+    pipeline = opened(world, path, "placement.transformer.rest=disk")
+    attention, calls = type(pipeline.stock.transformer.transformer_blocks[0].attn), [0]
+    plain = attention.forward
+
+    def full_once(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if is_culprit(pipeline):
+            calls[0] += 1
+            if calls[0] == 5:
+                raise torch.OutOfMemoryError("the device is full")
+        return plain(self, *args, **kwargs)
+
+    attention.forward = full_once
+    try:
+        asked = [Prompt(PROMPTS[index], index, tiny.FAMILIES["flux"].call) for index in range(4)]
+        results, pictures = run_prompts(world, pipeline, world.tmp_path / "out", asked, group=4)
+    finally:
+        attention.forward = plain
+    assert len(pictures) == 4 and not any(isinstance(result, Failed) for result in results) and len(results) == 4
+    assert np.array_equal(pictures["the culprit", 2], expected(path, "the culprit", 2))
+
+
 @on_ranks(1, 2)
 def test_auto_measures_the_first_request_and_makes_the_others_together(world: World, path: Path) -> None:
     """From files that take thirty times as long as the blocks compute."""

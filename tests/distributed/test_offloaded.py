@@ -122,7 +122,7 @@ def test_the_next_stages_head_comes_up_where_that_raises_no_peak(world: World, p
 def test_what_cannot_be_placed_is_refused_on_all_ranks(world: World, paths: dict[str, Path]) -> None:
     for override, message in (
         ("placement.transformer.resident_blocks=99", "there are 6 blocks; choose 0 to 6"),
-        ("placement.transformer.share=shard", "sharded weights wait on the device or the host"),
+        ("placement.transformer.prefetch=2", "has no prefetch"),
     ):
         config = load_config(None, [f"model.path={paths['flux']}", "placement.transformer.rest=disk", override])
         with pytest.raises(UserError, match=message):

@@ -15,6 +15,8 @@ from offload.units import ENTRY_POINTS
 class MemoryStore:
     """`views=False` makes the offloader read, as from files. Units in `broken` cannot be read, from `breaks_at` on."""
 
+    readers = None
+
     def __init__(self, module: nn.Module, *, views: bool = True, entry_points: Iterable[str] = ENTRY_POINTS) -> None:
         self.plan = plan_units(module, entry_points)
         self.packings: Mapping[str, Packing] = {unit: pack(tensors) for unit, tensors in self.plan.items()}

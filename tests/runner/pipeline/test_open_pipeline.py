@@ -93,7 +93,7 @@ def test_an_index_that_points_outside_its_folder(model: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["placement.default.share=shard", "placement.default.rest=disk"], "use rest=host, or share=replicate"),
+        (["placement.vae.share=shard", "placement.vae.rest=disk", "placement.vae.prefetch=2"], "has no prefetch"),
         (["placement.vae.prefetch=2"], "has no prefetch .=2.; share=shard rest=device or share=shard rest=host has"),
         (["placement.vae.share=shard", "placement.vae.window=3"], "has no window"),
     ],
