@@ -341,8 +341,15 @@ def _settings_apart(component: Any) -> Any:
     return {**own, "settings": {**written, **settings}} if settings and isinstance(written, dict) else own
 
 
+# What diffusers has loaders for, and the runner has not: by a part of the key that one would look for.
+_NOT_LOADED = {"ip_adapter": "adapters that take pictures", "textual_inversion": "textual inversions"}
+
+
 def _refuse_key(key: str) -> NoReturn:
     section, *names = key.split(".")
+    for known, what in _NOT_LOADED.items():
+        if known in key:
+            raise UserError(f"unknown key {shown(key)}: {what} are not loaded; adapters that are, are under lora")
     if annotation_of(RunConfig, key) is not None:
         raise UserError(f"{key!r} is one name with dots in it; in a file, write {section}: and the rest below it")
     known = [known.replace("<component>", names[0] if len(names) > 1 else "default") for known, _, _ in describe()]

@@ -56,6 +56,11 @@ class Arguments:
                 raise UserError(
                     f"{where}{name} is set by the runner" + (f"; use {instead}" if instead else "; leave it out")
                 )
+            if "ip_adapter_image" in name:
+                raise UserError(
+                    f"{where}{name} is for an IP adapter, and the runner loads none: its weights would join a "
+                    "transformer that is placed already; leave it out"
+                )
             if name not in self.takes:
                 near = difflib.get_close_matches(name, list(self.takes), n=1, cutoff=0.0)[0]
                 raise UserError(f"{where}{name} is no argument of {self.owner}; the nearest is {near!r}{advice}")

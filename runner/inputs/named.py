@@ -60,7 +60,9 @@ def _named(value: Any, takes: Takes, place: _Place) -> Any:
     if isinstance(value, list):
         # A library's annotation may forget that lists are taken: what is in one is what may stand alone.
         item = takes.item if takes.item is not None and takes.item.is_known else takes
-        return [_named(one, item, place.at(index)) for index, one in enumerate(value)]
+        items = [_named(one, item, place.at(index)) for index, one in enumerate(value)]
+        is_plain = all(isinstance(one, int | float | str) for one in items)
+        return tuple(items) if takes.is_tuple and is_plain else items
     if isinstance(value, str) and takes.choices and not takes.text:
         return _choice(value, takes.choices, place.where)
     if isinstance(value, str) and takes.is_file:

@@ -33,6 +33,7 @@ class Takes:
     mapping: bool = False
     other: bool = False  # numbers, truth values, functions
     item: "Takes | None" = None
+    is_tuple: bool = False  # the only sequence that is taken; some pipelines compare it with one of their own
     records: tuple[type, ...] = ()
     choices: tuple[type[Enum], ...] = ()
 
@@ -93,7 +94,9 @@ def takes(annotation: Any) -> Takes:
     kind = origin or annotation
     if _is_list(kind):
         return Takes(
-            is_known=True, item=_either([takes(argument) for argument in arguments]) if arguments else ANYTHING
+            is_known=True,
+            item=_either([takes(argument) for argument in arguments]) if arguments else ANYTHING,
+            is_tuple=kind is tuple,
         )
     return _of_type(kind)
 
@@ -147,6 +150,7 @@ def _either(ones: list[Takes]) -> Takes:
     return Takes(
         is_known=all(one.is_known for one in ones),
         item=_either(items) if items else None,
+        is_tuple=bool(items) and all(one.is_tuple for one in ones if one.item is not None),
         records=tuple(dict.fromkeys(record for one in ones for record in one.records)),
         choices=tuple(dict.fromkeys(choice for one in ones for choice in one.choices)),
         **flags,

@@ -135,7 +135,7 @@ def refiner() -> dict[str, Any]:
 
 
 CASES = [
-    Case("HunyuanDiTPipeline", dit, DIT),
+    Case("HunyuanDiTPipeline", dit, DIT | {"original_size": [48, 32]}, stock={"original_size": tuple}),
     Case("HunyuanDiTPAGPipeline", dit, DIT | {"pag_scale": 2.0}),
     Case("HunyuanDiTControlNetPipeline", dit_controlnet, DIT | {"control_image": OTHER}),
     Case("HunyuanImagePipeline", image, CALL, prompt='a sign with the words "red fox"'),

@@ -41,6 +41,8 @@ def test_printed_config_reads_back_the_same(tmp_path: Path) -> None:
         ("placement.vae.resident_blocks=-1", "resident_blocks"),
         ("seven", "key=value"),
         ("job.call=3", "job.call"),
+        ("ip_adapter.path=a", "adapters that take pictures are not loaded"),
+        ("model.textual_inversion=a", "textual inversions are not loaded"),
     ],
 )
 def test_wrong_overrides_are_refused_by_name(override: str, message: str) -> None:

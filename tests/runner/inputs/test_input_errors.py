@@ -12,6 +12,7 @@ from PIL import Image
 
 from runner.errors import UserError
 from runner.inputs.arguments import arguments_of
+from runner.inputs.named import named
 from runner.inputs.probe import Unreadable, probe
 from runner.job.prompts import Prompt
 from tests.runner.inputs.input_files import KINDS, Kind, draw, film, keep, read, sing, store
@@ -229,3 +230,15 @@ def test_every_argument_of_every_pipeline_is_understood() -> None:
             unknown |= {argument for argument, takes in given.takes.items() if not takes.is_known}
     assert files > 200
     assert unknown <= UNANNOTATED, unknown - UNANNOTATED
+
+
+def test_a_tuple_is_given_where_only_that_is_taken() -> None:
+    """Hunyuan-DiT compares its sizes with tuples of its own; Kandinsky's lists stay lists."""
+    taken = arguments_of(diffusers.HunyuanDiTPipeline).takes
+    assert named([512, 512], taken["original_size"], "x", Path(), "original_size") == (512, 512)
+    assert named([1.0, 0.5], taken["prompt_embeds"], "x", Path(), "prompt_embeds") == [1.0, 0.5]
+
+
+def test_an_argument_for_an_ip_adapter_is_refused() -> None:
+    with pytest.raises(UserError, match=r"job\.call\.ip_adapter_image is for an IP adapter, and the runner loads none"):
+        arguments_of(diffusers.FluxPipeline).check({"ip_adapter_image": "a.png"})
