@@ -1,6 +1,6 @@
 """FSDP over ranks for any component: shard it, load each rank's slice, prime it, read off what it is."""
 
-from sharding.fsdp import reshard, shard
+from sharding.fsdp import reshard, shard, unshard
 from sharding.layout import Layout, fake_world, layout
 from sharding.loading import LoadReport, load_sharded, set_dtype
 from sharding.mesh import build_mesh
@@ -35,6 +35,7 @@ __all__ = [
     "set_dtype",
     "shard",
     "sharding_of",
+    "unshard",
     "verify_mixed_modes",
     "without_prefetch",
 ]

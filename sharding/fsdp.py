@@ -91,6 +91,17 @@ def shard(
     return module
 
 
+def unshard(unit: FSDPModule) -> None:
+    """Gather the weights of one unit, as its own forward would; a collective. The module was primed.
+
+    Not FSDP's own `unshard`, which looks at the dtypes of the weights that require grad once more, and refuses those of
+    a model that keeps some in fp32: see [Note: requires_grad] in priming.py.
+    """
+    for group in unit._get_fsdp_state()._fsdp_param_groups:
+        group.unshard()
+        group.wait_for_unshard()
+
+
 def reshard(module: nn.Module) -> None:
     """Free every gathered weight of a sharded module, those outside all blocks and pending prefetches included.
 

@@ -42,7 +42,10 @@ def moving_blocks(component: Component) -> list[MovingBlock]:
         ]
     return [
         MovingBlock(
-            module.get_submodule(name), partial(sharding.keep, block), partial(sharding.let_go, block), block.unshard
+            module.get_submodule(name),
+            partial(sharding.keep, block),
+            partial(sharding.let_go, block),
+            partial(sharding.unshard, block),
         )
         for name, block in sharding.moving_blocks(module).items()
     ]

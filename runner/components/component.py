@@ -90,7 +90,7 @@ class Component:
         """What is outside the blocks, as a call of the component does; a collective where it is sharded."""
         with normal_mode():
             if isinstance(self.module, FSDPModule):
-                self.module.unshard()
+                sharding.unshard(self.module)
             elif (offloader := offload.offloader_of(self.module)) is not None:
                 offloader.begin()
 

@@ -67,6 +67,17 @@ def test_each_request_of_a_group_gives_the_stock_bits_in_both_scopes(
     assert torch.equal(call(pipeline, family, index), stock_bits(family, path, index)), "then one by one again"
 
 
+@pytest.mark.parametrize("family", ["wan22"])
+@on_ranks(2)
+def test_a_sharded_model_that_keeps_some_weights_in_fp32_is_made_in_groups(world: World, path: Path) -> None:
+    pipeline = opened(world, path, "placement.default.share=shard", "model.dtype=bfloat16")
+    kept = {parameter.dtype for component in pipeline.components for parameter in component.module.parameters()}
+    assert kept == {torch.bfloat16, torch.float32}
+    alone = [call(pipeline, "wan22", index) for index in (0, 1)]
+    together = call_together(pipeline, [request_of("wan22", index) for index in (0, 1)])
+    assert all(map(torch.equal, alone, together))
+
+
 @pytest.mark.parametrize("family", ["flux"])
 @on_ranks(4)
 def test_two_sharded_copies_make_groups_of_their_own(world: World, path: Path) -> None:

@@ -5,11 +5,19 @@ from pathlib import Path
 from tests import tiny
 
 # A model's path in the documents -> the tiny pipeline in its place.
-MODELS = {"/models/my-model": "qwenimage"}
+MODELS = {"/models/my-model": "qwenimage", "/models/FLUX.1-dev": "flux"}
 
 # By the model's path as the documents have it: words that make a job small. They come last, and so go before others.
 SMALL = {
     "models/emoji-dit": ("job.call.num_inference_steps=1",),
+    "/models/FLUX.1-dev": (
+        "job.call.num_inference_steps=1",
+        "job.call.height=32",
+        "job.call.width=32",
+        "job.call.max_sequence_length=16",
+        "placement.transformer.rest=host",
+        "placement.transformer.resident_blocks=1",
+    ),
     "/models/my-model": ("job.call.num_inference_steps=1", "job.call.height=32", "job.call.width=32"),
 }
 
