@@ -347,8 +347,8 @@ _NOT_LOADED = {"ip_adapter": "adapters that take pictures", "textual_inversion":
 
 def _refuse_key(key: str) -> NoReturn:
     section, *names = key.split(".")
-    for known, what in _NOT_LOADED.items():
-        if known in key:
+    for part, what in _NOT_LOADED.items():
+        if part in key:
             raise UserError(f"unknown key {shown(key)}: {what} are not loaded; adapters that are, are under lora")
     if annotation_of(RunConfig, key) is not None:
         raise UserError(f"{key!r} is one name with dots in it; in a file, write {section}: and the rest below it")
