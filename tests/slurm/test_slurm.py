@@ -163,7 +163,7 @@ def test_a_preempted_job_goes_on_after_the_other(bench: Bench) -> None:
 
 
 def test_a_long_request_that_is_preempted_three_times_is_one_picture_and_the_work_of_one(bench: Bench) -> None:
-    """No preemption leaves it the time to finish, on a fast machine either: it stops after its call, and goes on there."""
+    """No preemption leaves it the time to finish: it stops after its current call, and goes on there."""
     steps = 900
     row = {"prompt": "a red fox", **tiny.FAMILIES["pixart"].call, "height": 128, "width": 128}
     prompts = bench.folder / "long.jsonl"
