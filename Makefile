@@ -25,9 +25,9 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not chaos and not slurm"
 
-# The census of pipelines once more, with torchvision: a second environment, of 6 GB and two minutes.
+# The census of pipelines and the recipes once more, with torchvision: a second environment, of 6 GB and two minutes.
 test-tasks: $(TASKS)/.installed
-	$(TASKS)/bin/python -m pytest -m "slow or not slow" tests/census
+	$(TASKS)/bin/python -m pytest -m "slow or not slow" tests/census tests/recipes/test_recipes_run.py
 
 # constraints.txt, but for the torch that this torchvision was built for.
 $(TASKS)/.installed: setup.cfg pyproject.toml constraints.txt constraints-tasks.txt
