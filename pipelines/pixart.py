@@ -19,13 +19,14 @@ AfterStep = Callable[[int, int, torch.Tensor], None]
 
 
 class PixArtSigmaImg2ImgPipeline(_Stock):
-    """Picture and text to picture."""
+    """Picture and text to picture; with a mask, only what is white in it is made anew."""
 
     @torch.no_grad()
     def __call__(
         self,
         prompt: str | list[str] | None = None,
         image: PipelineImageInput | None = None,
+        mask_image: PipelineImageInput | None = None,
         strength: float = 0.6,
         negative_prompt: str = "",
         num_inference_steps: int = 20,
@@ -39,56 +40,42 @@ class PixArtSigmaImg2ImgPipeline(_Stock):
         use_resolution_binning: bool = False,
         max_sequence_length: int = 300,
     ) -> Any:
-        """As PixArtSigmaPipeline, whose arguments these are, but for two; `use_resolution_binning` can only be false.
+        """As PixArtSigmaPipeline, whose arguments these are, but for three; `use_resolution_binning` can only be false.
 
         `image`: where to start, resized to `height` x `width` pixels. `strength`, above 0 and at most 1: how far it is
-        noised, and which part of the `num_inference_steps` is made; at 1 nothing of the picture is left. Raises
-        ValueError for another strength, and where no step would be made.
+        noised, and which part of the `num_inference_steps` is made; at 1 nothing of the picture is left. `mask_image`:
+        what is black in it is kept. Raises ValueError for another strength, and where no step would be made.
         """
-        return self._from_picture(
-            image,
-            strength,
-            mask=None,
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            height=height,
-            width=width,
-            generator=generator,
-            output_type=output_type,
-            return_dict=return_dict,
-            clean_caption=clean_caption,
-            use_resolution_binning=use_resolution_binning,
-            max_sequence_length=max_sequence_length,
-        )
-
-    def _from_picture(
-        self, image: Any, strength: float, mask: Any, *, num_inference_steps: int, generator: Any, **call: Any
-    ) -> Any:
         start = num_inference_steps - min(round(num_inference_steps * strength), num_inference_steps)
         if not 0 < strength <= 1 or start == num_inference_steps:
             raise ValueError(
                 f"strength={strength} makes none of the {num_inference_steps} steps; give it above 0 and at most 1"
             )
-        if call["use_resolution_binning"]:
+        if use_resolution_binning:
             raise ValueError(
                 "use_resolution_binning=True would change the size that the picture is noised in; set it to false"
             )
         size = self.transformer.config.sample_size * self.vae_scale_factor
-        call["height"], call["width"] = call["height"] or size, call["width"] or size
-        clean = self._encoded(image, call["height"], call["width"])  # 1 C h w
+        height, width = height or size, width or size
+        clean = self._encoded(image, height, width)  # 1 C h w
         noise = randn_tensor(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)
-        after_step = None if mask is None else self._keeping(clean, noise, mask, call["height"], call["width"])
         with _starting_at(self.scheduler, start):
             self.scheduler.set_timesteps(num_inference_steps, device=clean.device)
-            latents = noise if start == 0 else self._noised(clean, noise)
             return super().__call__(
-                latents=latents,
-                num_inference_steps=num_inference_steps,
+                prompt,
+                negative_prompt,
+                num_inference_steps,
+                guidance_scale=guidance_scale,
+                height=height,
+                width=width,
                 generator=generator,
-                callback=after_step,
-                **call,
+                latents=noise if start == 0 else self._noised(clean, noise),
+                output_type=output_type,
+                return_dict=return_dict,
+                callback=None if mask_image is None else self._keeping(clean, noise, mask_image, height, width),
+                clean_caption=clean_caption,
+                use_resolution_binning=False,
+                max_sequence_length=max_sequence_length,
             )
 
     def _encoded(self, image: Any, height: int, width: int) -> torch.Tensor:
@@ -112,48 +99,6 @@ class PixArtSigmaImg2ImgPipeline(_Stock):
             latents.copy_(torch.where(kept, self._noised(clean, noise).to(latents.dtype), latents))
 
         return after_step
-
-
-class PixArtSigmaInpaintPipeline(PixArtSigmaImg2ImgPipeline):
-    """A part of a picture made anew, by text."""
-
-    @torch.no_grad()
-    def __call__(  # type: ignore[override]
-        self,
-        prompt: str | list[str] | None = None,
-        image: PipelineImageInput | None = None,
-        mask_image: PipelineImageInput | None = None,
-        strength: float = 1.0,
-        negative_prompt: str = "",
-        num_inference_steps: int = 20,
-        guidance_scale: float = 4.5,
-        height: int | None = None,
-        width: int | None = None,
-        generator: torch.Generator | None = None,
-        output_type: str | None = "pil",
-        return_dict: bool = True,
-        clean_caption: bool = True,
-        use_resolution_binning: bool = False,
-        max_sequence_length: int = 300,
-    ) -> Any:
-        """As PixArtSigmaImg2ImgPipeline. `mask_image`: what is to be made anew is white, what is kept is black."""
-        return self._from_picture(
-            image,
-            strength,
-            mask=mask_image,
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            height=height,
-            width=width,
-            generator=generator,
-            output_type=output_type,
-            return_dict=return_dict,
-            clean_caption=clean_caption,
-            use_resolution_binning=use_resolution_binning,
-            max_sequence_length=max_sequence_length,
-        )
 
 
 @contextmanager

@@ -82,8 +82,9 @@ class StreamEngine:
                 for start in range(0, max(target.numel(), 1), STAGING_BYTES):
                     piece = target[start : start + STAGING_BYTES]
                     uploaded = self._stage(store, unit, start, piece, after if start == 0 else ())
-            except BaseException:
-                # A copy that failed has no mark, so nobody would wait for the pieces of it that are under way.
+            except (
+                BaseException
+            ):  # of any kind: a copy without a mark is awaited by nobody, and its pieces are under way
                 for staging in self._staging:
                     self._finish(staging)
                 raise

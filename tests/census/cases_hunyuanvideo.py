@@ -3,7 +3,6 @@
 from typing import Any
 
 from diffusers import (
-    AutoencoderKLHunyuanVideo,
     AutoencoderKLHunyuanVideo15,
     ClassifierFreeGuidance,
     FlowMatchEulerDiscreteScheduler,
@@ -21,6 +20,7 @@ from transformers import (
 )
 
 from tests.census.case import NEGATIVE, OTHER, PICTURE, PROMPT, Case
+from tests.census.parts import hunyuan_video_vae
 from tests.census.vision import VISION_DIM, clip_image_processor, clip_vision, siglip_image_processor, siglip_vision
 from tests.tiny.text_encoders import TEXT_DIM, clip_encoder, llama_encoder, qwen_vl_encoder
 from tests.tiny.tokenizers import llama_tokenizer
@@ -55,24 +55,13 @@ WITH_PICTURE = {
 }
 
 
-def _vae(seed: int) -> AutoencoderKLHunyuanVideo:
-    vae = AutoencoderKLHunyuanVideo(
-        latent_channels=CHANNELS,
-        block_out_channels=(8, 8, 8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        scaling_factor=1.0,
-    )
-    return randomise(vae, seed)
-
-
 def _parts(transformer: Any, tokenizer: Any, text_encoder: Any, **others: Any) -> dict[str, Any]:
     tokenizer_2, text_encoder_2 = clip_encoder(seed=2)
     return {
         "text_encoder": text_encoder,
         "tokenizer": tokenizer,
         "transformer": randomise(transformer, seed=3),
-        "vae": _vae(seed=4),
+        "vae": hunyuan_video_vae(seed=4, channels=CHANNELS),
         "scheduler": FlowMatchEulerDiscreteScheduler(shift=7.0),
         "text_encoder_2": text_encoder_2,
         "tokenizer_2": tokenizer_2,

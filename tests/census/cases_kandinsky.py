@@ -4,7 +4,6 @@ from typing import Any
 
 from diffusers import (
     AutoencoderKL,
-    AutoencoderKLHunyuanVideo,
     FlowMatchEulerDiscreteScheduler,
     Kandinsky5Transformer3DModel,
     Kandinsky6SRTransformer3DModel,
@@ -17,23 +16,24 @@ from diffusers import (
 from transformers import Qwen2_5_VLProcessor
 
 from tests.census.case import CLIP, NEGATIVE, PICTURE, Case
-from tests.census.parts import qwen25_vl, qwen_processor
+from tests.census.parts import hunyuan_video_vae, qwen25_vl, qwen_processor
 from tests.tiny.text_encoders import TEXT_DIM, clip_encoder
 from tests.tiny.weights import randomise
 
 CHANNELS = 4  # of the latents
 NEEDS = ("torchvision",)
-
-
-def _video_vae(seed: int) -> AutoencoderKLHunyuanVideo:
-    vae = AutoencoderKLHunyuanVideo(
-        latent_channels=CHANNELS,
-        block_out_channels=(8, 8, 8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-        scaling_factor=1.0,
-    )
-    return randomise(vae, seed)
+SIZES: dict[str, Any] = {
+    "in_visual_dim": CHANNELS,
+    "out_visual_dim": CHANNELS,
+    "in_text_dim": TEXT_DIM,
+    "in_text_dim2": TEXT_DIM,
+    "time_dim": 8,
+    "model_dim": 16,
+    "ff_dim": 16,
+    "num_text_blocks": 1,
+    "num_visual_blocks": 1,
+    "axes_dims": (2, 2, 4),
+}  # of both transformers
 
 
 def _encoders() -> dict[str, Any]:
@@ -50,23 +50,14 @@ def _encoders() -> dict[str, Any]:
 
 def _kandinsky5(vae: Any, *, visual_cond: bool = True) -> dict[str, Any]:
     transformer = Kandinsky5Transformer3DModel(
-        in_visual_dim=CHANNELS,
-        out_visual_dim=CHANNELS,
-        in_text_dim=TEXT_DIM,
-        in_text_dim2=TEXT_DIM,
-        time_dim=8,
-        model_dim=16,
-        ff_dim=16,
-        num_text_blocks=1,
-        num_visual_blocks=1,
-        axes_dims=(2, 2, 4),
+        **SIZES,
         visual_cond=visual_cond,
     )
     return _encoders() | {"vae": vae, "transformer": randomise(transformer, seed=3)}
 
 
 def videos() -> dict[str, Any]:
-    return _kandinsky5(_video_vae(seed=4))
+    return _kandinsky5(hunyuan_video_vae(seed=4, channels=CHANNELS))
 
 
 def pictures(*, visual_cond: bool = False) -> dict[str, Any]:
@@ -91,16 +82,7 @@ def edited() -> dict[str, Any]:
 
 def sounding() -> dict[str, Any]:
     transformer = Kandinsky6Transformer3DModel(
-        in_visual_dim=CHANNELS,
-        out_visual_dim=CHANNELS,
-        in_text_dim=TEXT_DIM,
-        in_text_dim2=TEXT_DIM,
-        time_dim=8,
-        model_dim=16,
-        ff_dim=16,
-        num_text_blocks=1,
-        num_visual_blocks=1,
-        axes_dims=(2, 2, 4),
+        **SIZES,
         in_audio_dim=4,
         out_audio_dim=4,
         axes_dims_a=(8,),
@@ -122,7 +104,7 @@ def sounding() -> dict[str, Any]:
     return _encoders() | {
         "tokenizer": qwen_processor(Qwen2_5_VLProcessor),
         "transformer": randomise(transformer, seed=3),
-        "vae": _video_vae(seed=4),
+        "vae": hunyuan_video_vae(seed=4, channels=CHANNELS),
         "audio_vae": randomise(audio_vae, seed=5),
         "vocoder": randomise(vocoder, seed=6),
     }

@@ -3,7 +3,6 @@
 from typing import Any
 
 from diffusers import (
-    AutoencoderKLLTXVideo,
     FlowMatchEulerDiscreteScheduler,
     LTXEulerAncestralRFScheduler,
     LTXVideoTransformer3DModel,
@@ -11,10 +10,15 @@ from diffusers import (
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 
 from tests.census.case import CLIP, NEGATIVE, PICTURE, Case
+from tests.tiny.ltx import LATENT_CHANNELS, ltx_vae
 from tests.tiny.text_encoders import TEXT_DIM, t5_encoder
 from tests.tiny.weights import randomise
 
-CHANNELS = 8  # of the latents
+# The condition pipelines' decoder is told how much noise is left, and adds its own.
+TIMESTEPS: dict[str, Any] = {
+    "decoder_inject_noise": (True, False, False, False, False),
+    "timestep_conditioning": True,
+}
 
 CALL = {
     "negative_prompt": NEGATIVE,
@@ -30,27 +34,11 @@ CALL = {
 }
 
 
-def _vae(seed: int) -> AutoencoderKLLTXVideo:
-    vae = AutoencoderKLLTXVideo(
-        latent_channels=CHANNELS,
-        block_out_channels=(8, 8, 8, 8),
-        decoder_block_out_channels=(8, 8, 8, 8),
-        layers_per_block=(1, 1, 1, 1, 1),
-        decoder_layers_per_block=(1, 1, 1, 1, 1),
-        spatio_temporal_scaling=(True, True, False, False),
-        decoder_spatio_temporal_scaling=(True, True, False, False),
-        decoder_inject_noise=(True, False, False, False, False),
-        timestep_conditioning=True,
-        patch_size=2,
-    )
-    return randomise(vae, seed)
-
-
 def _parts() -> dict[str, Any]:
     tokenizer, text_encoder = t5_encoder(seed=1)
     transformer = LTXVideoTransformer3DModel(
-        in_channels=CHANNELS,
-        out_channels=CHANNELS,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
         num_attention_heads=2,
         attention_head_dim=8,
         cross_attention_dim=16,
@@ -59,7 +47,7 @@ def _parts() -> dict[str, Any]:
     )
     return {
         "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        "vae": _vae(seed=2),
+        "vae": ltx_vae(seed=2, **TIMESTEPS),
         "text_encoder": text_encoder,
         "tokenizer": tokenizer,
         "transformer": randomise(transformer, seed=3),

@@ -3,7 +3,7 @@
 from functools import cache
 from typing import Any
 
-from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLWan
+from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLHunyuanVideo, AutoencoderKLWan
 from transformers import (
     BertTokenizer,
     GlmConfig,
@@ -203,3 +203,14 @@ def glm_tokenizer() -> Qwen2Tokenizer:
     )
     tokenizer.chat_template = CHAT_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<|image|>")
     return tokenizer
+
+
+def hunyuan_video_vae(seed: int, channels: int) -> AutoencoderKLHunyuanVideo:
+    vae = AutoencoderKLHunyuanVideo(
+        latent_channels=channels,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        scaling_factor=1.0,
+    )
+    return randomise(vae, seed)

@@ -1,6 +1,7 @@
 """LTX-Video: guidance in one batch of two, and latent statistics read off the autoencoder's buffers from outside it."""
 
 from pathlib import Path
+from typing import Any
 
 from diffusers import (
     AutoencoderKLLTXVideo,
@@ -16,7 +17,7 @@ from .weights import randomise
 LATENT_CHANNELS = 8
 
 
-def _vae(seed: int) -> AutoencoderKLLTXVideo:
+def ltx_vae(seed: int, **more: Any) -> AutoencoderKLLTXVideo:
     vae = AutoencoderKLLTXVideo(
         latent_channels=LATENT_CHANNELS,
         block_out_channels=(8, 8, 8, 8),
@@ -26,6 +27,7 @@ def _vae(seed: int) -> AutoencoderKLLTXVideo:
         spatio_temporal_scaling=(True, True, False, False),
         decoder_spatio_temporal_scaling=(True, True, False, False),
         patch_size=2,
+        **more,
     )
     vae.latents_mean.fill_(0.1)
     vae.latents_std.fill_(1.5)
@@ -45,7 +47,7 @@ def build(path: Path) -> None:
     )
     LTXPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae=_vae(seed=2),
+        vae=ltx_vae(seed=2),
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         transformer=randomise(transformer, seed=3),

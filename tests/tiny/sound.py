@@ -23,7 +23,7 @@ def build(path: Path) -> None:
     tokenizer, text_encoder = t5_encoder(seed=1)
     tokenizer.model_max_length = 16  # to which every prompt is padded
     vae = AutoencoderOobleck(
-        encoder_hidden_size=8,
+        encoder_hidden_size=2 * LATENT_CHANNELS,  # mean and deviation
         downsampling_ratios=[2, 4],
         channel_multiples=[1, 2],
         decoder_channels=8,

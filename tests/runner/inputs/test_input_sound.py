@@ -15,14 +15,21 @@ from runner.request import Request
 from runner.world import World
 from tests import tiny
 from tests.runner.inputs.input_files import noise
-from tests.tiny.stable_audio import SAMPLE_RATE, build
+from tests.tiny.sound import SAMPLING_RATE, SECONDS, build
 
-CALL = {"num_inference_steps": 2, "guidance_scale": 3.0, "initial_audio_sampling_rate": SAMPLE_RATE}
+CALL = {
+    "num_inference_steps": 2,
+    "guidance_scale": 3.0,
+    "initial_audio_sampling_rate": SAMPLING_RATE,
+    "audio_end_in_s": SECONDS,
+}
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("sound") / "model")
+    path = tmp_path_factory.mktemp("sound") / "model"
+    build(path)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +50,7 @@ def planned(pipeline: Pipeline, path: Path) -> list[Request]:
 
 
 def test_sound_made_anew_has_the_bits_of_stock(pipeline: Pipeline, model: Path, tmp_path: Path) -> None:
-    file = sing(tmp_path / "a.wav", SAMPLE_RATE)
+    file = sing(tmp_path / "a.wav", SAMPLING_RATE)
     (request,) = planned(pipeline, file)
     made = pipeline(Request(request.prompt, 3, request.call, output_type="latent"))[0][0]
     samples, _ = soundfile.read(file, dtype="float32")
@@ -59,5 +66,5 @@ def test_sound_made_anew_has_the_bits_of_stock(pipeline: Pipeline, model: Path, 
 
 def test_sound_of_another_rate_is_refused(pipeline: Pipeline, tmp_path: Path) -> None:
     file = sing(tmp_path / "a.flac", 8_000)
-    with pytest.raises(UserError, match=r"prompt 1: .*a\.flac has 8000 samples a second, .* works at 16000; resample"):
+    with pytest.raises(UserError, match=r"prompt 1: .*a\.flac has 8000 samples a second, .* works at 4000; resample"):
         planned(pipeline, file)
