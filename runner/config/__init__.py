@@ -1,0 +1,53 @@
+"""The run's configuration: its schema, how it is read and merged, which values cannot be."""
+
+from runner.config.keys import describe
+from runner.config.load import load_config, to_dict, to_yaml
+from runner.config.schema import (
+    KNOBS,
+    AdapterConfig,
+    Audio,
+    ComponentConfig,
+    DType,
+    ExecutionConfig,
+    Format,
+    JobConfig,
+    Leave,
+    LoraConfig,
+    LoraMode,
+    MeshConfig,
+    ModelConfig,
+    OnChange,
+    PlacementConfig,
+    Rest,
+    RunConfig,
+    Share,
+    VideoConfig,
+    adapter_name,
+)
+
+__all__ = [
+    "KNOBS",
+    "AdapterConfig",
+    "Audio",
+    "ComponentConfig",
+    "DType",
+    "ExecutionConfig",
+    "Format",
+    "JobConfig",
+    "Leave",
+    "LoraConfig",
+    "LoraMode",
+    "MeshConfig",
+    "ModelConfig",
+    "OnChange",
+    "PlacementConfig",
+    "Rest",
+    "RunConfig",
+    "Share",
+    "VideoConfig",
+    "adapter_name",
+    "describe",
+    "load_config",
+    "to_dict",
+    "to_yaml",
+]
