@@ -13,6 +13,7 @@ from offload.edits import Edit, UnitEdits, by_unit
 from offload.engines import engine_for
 from offload.engines.engine import CopyEngine
 from offload.order import Order
+from offload.resident import Resident
 from offload.ring import Ring, Slot, Traffic, slot_sizes
 from offload.stores.store import Store
 from offload.units import OUTSIDE
@@ -60,7 +61,7 @@ class Offloaded:
         sizes = [unit.num_bytes for unit in self._streamed]
         self._slot_sizes = slot_sizes(sizes, len(sizes) if window == "all" else window)
         self._order = Order(streamed)
-        self._resident: dict[str, Slot] = {name: Slot(self._engine, units[name].num_bytes) for name in resident}
+        self._resident = Resident(self._engine, {name: units[name] for name in resident})
         self._outside: Slot | None = None
         self._ring: Ring | None = None
         self._kept: tuple[UnitWeights, Slot] | None = None
@@ -86,7 +87,7 @@ class Offloaded:
     def bytes_at_rest(self) -> int:
         """On the device between stages: resident blocks, buffers outside the blocks, non-persistent buffers."""
         kept = sum(buffer.nbytes for buffer in kept_buffers(self.module))
-        return kept + sum(slot.buffer.numel() for slot in self._resident.values())
+        return kept + self._resident.num_bytes
 
     @property
     def bytes_bound(self) -> int:
@@ -145,7 +146,7 @@ class Offloaded:
             return
         unit = self._units[OUTSIDE]
         with normal_mode():
-            self._refresh_resident()
+            self._resident.refresh(self.store, self._edits)
             slot = Slot(self._engine, unit.num_bytes)
             try:
                 if unit.num_bytes:
@@ -181,14 +182,12 @@ class Offloaded:
         raises, where a resident block cannot be had anew: it is away then, until a stage begins that can fetch it.
         """
         wanted = by_unit(self.store.packings, edits)
-        stale = [name for name in self._resident if wanted.get(name) != self._edits.get(name)]
+        changed = [name for name in self._resident.names if wanted.get(name) != self._edits.get(name)]
         self.end()
         self._edits = wanted
         with normal_mode():
-            for name in stale:
-                self._units[name].unbind()
-                self._resident[name].unit = None
-            self._refresh_resident()
+            self._resident.send_away(changed)
+            self._resident.refresh(self.store, wanted)
 
     def remove(self, device: torch.device | None = None) -> nn.Module:
         """Give the plain module back: true weights on `device` (default: ours), each in memory of its own.
@@ -210,8 +209,7 @@ class Offloaded:
                 unit.detach(tensors)
             for buffer in kept_buffers(self.module):
                 hold(buffer, buffer.to(device))
-            for slot in self._resident.values():
-                slot.release()
+            self._resident.release()
             self._free_resident()
         return self.module
 
@@ -219,7 +217,7 @@ class Offloaded:
         """Take over the module; `offload` does it, once. Raises StoreError with the module as it was."""
         with normal_mode():
             try:
-                self._fetch(self._resident)
+                self._resident.fetch(self.store, self._edits)
             except BaseException:  # also Ctrl-C: the module is not ours yet, so nobody else would free them
                 self._free_resident()
                 raise
@@ -227,8 +225,7 @@ class Offloaded:
                 hold(buffer, buffer.to(self.device))
             for unit in self._units.values():
                 unit.attach(self.device)
-            for name, slot in self._resident.items():
-                self._units[name].bind(slot)
+            self._resident.bind(self._resident.names)
         self.blocks = blocks
         self._blocks = {unit.name: blocks[unit.name] for unit in self._streamed}
         for unit in self._streamed:
@@ -242,29 +239,8 @@ class Offloaded:
     def _read(self, unit: UnitWeights, device: torch.device) -> dict[str, torch.Tensor]:
         return unit.read(self.store, self._edits.get(unit.name, {}), device)
 
-    def _refresh_resident(self) -> None:
-        """Bring those back that an edit sent away."""
-        stale = {name: slot for name, slot in self._resident.items() if slot.unit is None}
-        self._fetch(stale)
-        for name, slot in stale.items():
-            self._units[name].bind(slot)
-
-    def _fetch(self, slots: Mapping[str, Slot]) -> None:
-        """All, or none of them holds a unit."""
-        try:
-            for name, slot in slots.items():
-                slot.release()
-                slot.fetch(self.store, name, self._edits)
-            for slot in slots.values():
-                slot.wait()
-        except BaseException:  # also Ctrl-C: a half-filled slot would pass for its unit
-            for slot in slots.values():
-                slot.unit = None
-            raise
-
     def _free_resident(self) -> None:
-        while self._resident:
-            self._resident.popitem()[1].free()
+        self._resident.free()
         if self._owns_engine:
             self._engine.close()
 

@@ -127,7 +127,7 @@ def test_an_edit_is_made_once_a_fetch_and_resident_blocks_that_stay_the_same_are
     ours = Stack()
     store = MemoryStore(ours, views=False)
     offloaded = offload(ours, store, device=CPU, resident_blocks=1)
-    resident = next(name for name in offloaded._resident if name.startswith("blocks"))
+    resident = next(name for name in offloaded._resident.slots if name.startswith("blocks"))
     streamed = offloaded._streamed[0].name
     edits: dict[str, Edit] = {f"{unit}.up.weight": Note(unit) for unit in (resident, streamed)}
     offloaded.edit(edits)

@@ -23,7 +23,7 @@ def block_bytes(store: MemoryStore) -> int:
 @torch.no_grad()
 def test_each_byte_crosses_once_a_pass(window: int, resident_blocks: int) -> None:
     model, store, offloaded = offloaded_stack(7, window=window, resident_blocks=resident_blocks)
-    kept = sum(slot.buffer.numel() for name, slot in offloaded._resident.items() if name != "buffers")
+    kept = sum(slot.buffer.numel() for name, slot in offloaded._resident.slots.items() if name != "buffers")
     model(example())  # fetches the head twice: for itself, and for the next pass
     for _ in range(4):
         before = offloaded.traffic.num_bytes
@@ -174,7 +174,7 @@ def test_modes_mix_and_leave_no_inference_tensor(order: str) -> None:
             assert output.is_inference() == (mode == "I")
         if mode == "I":
             offloaded.end()
-        slots = [*offloaded._resident.values(), *(offloaded._ring._slots if offloaded._ring else [])]
+        slots = [*offloaded._resident.slots.values(), *(offloaded._ring._slots if offloaded._ring else [])]
         tensors = [*model.parameters(), *model.buffers(), *(slot.buffer for slot in slots)]
         assert not any(tensor.is_inference() for tensor in tensors)
     assert modes == [(mode == "I", False) for mode in order]
