@@ -1,11 +1,13 @@
 """Sound: Stable Audio, ACE-Step, LongCat-AudioDiT. A second has a few thousand samples, or fewer."""
 
+from importlib.util import find_spec
 from typing import Any
 
 from diffusers import (
     AceStepTransformer1DModel,
     AutoencoderOobleck,
     AutoencoderSAME,
+    CosineDPMSolverMultistepScheduler,
     EDMDPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     LongCatAudioDiTTransformer,
@@ -41,6 +43,8 @@ def _oobleck(seed: int, rate: int) -> AutoencoderOobleck:
 
 
 def stable_audio() -> dict[str, Any]:
+    """With the scheduler that it is released with, where that one's package is there."""
+    scheduler = CosineDPMSolverMultistepScheduler if find_spec("torchsde") else EDMDPMSolverMultistepScheduler
     tokenizer, text_encoder = t5_encoder(seed=1)
     tokenizer.model_max_length = 16
     transformer = StableAudioDiTModel(
@@ -65,7 +69,7 @@ def stable_audio() -> dict[str, Any]:
         "projection_model": randomise(projection, seed=3),
         "tokenizer": tokenizer,
         "transformer": randomise(transformer, seed=4),
-        "scheduler": EDMDPMSolverMultistepScheduler(sigma_max=8.0),  # released with one that needs torchsde
+        "scheduler": scheduler(sigma_max=8.0),
     }
 
 
