@@ -23,7 +23,7 @@ FLOORS = (
     {"inputs"},
     {"request"},
     {"config"},
-    {"world", "progress", "numerics"},
+    {"world", "progress", "numerics", "trace"},
     {"output"},
     {"media", "health"},
     {"components"},

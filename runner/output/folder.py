@@ -68,8 +68,15 @@ class Folder:
             if file.is_dir():
                 raise UserError(f"{file} is a folder: remove it, or name another job.output")
 
+    @property
+    def profile(self) -> Path:
+        return self.path / "profile"
+
     def trace(self, rank: int) -> Path:
-        return self.path / "profile" / f"rank{rank}.json"
+        return self.profile / f"rank{rank}.json"
+
+    def intervals(self, rank: int) -> Path:
+        return self.profile / f"rank{rank}.intervals.jsonl"
 
     def fault_claim(self, run: str) -> Path:
         """Created by the first rank to speak of a fault. Temporary: should that rank not come to remove it, the next

@@ -1,0 +1,1 @@
+"""Where the time goes: intervals on lanes, on one clock for all ranks."""
