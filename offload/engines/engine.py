@@ -11,6 +11,7 @@ on the compute stream may be using.
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
+from traceback import clear_frames
 from typing import Any, Protocol
 
 import torch
@@ -50,19 +51,35 @@ class CopyEngine(Protocol):
 
 def submit(threads: Executor, store: Store, copy: Callable[..., Any], *arguments: Any) -> Mark:
     """Have a thread make the copy. One whose unit several ranks read together is never cancelled: it might have begun
-    on one of them, which then waits for the others."""
+    on one of them, which then waits for the others.
+
+    Once the mark is done, or cancelled, nothing here holds the buffer that is among the arguments: whoever frees it
+    waits for no more than the mark, and its memory is to be the next component's then. An executor keeps what it was
+    given until its thread has put the job away; that of a cancelled one until it gets to it.
+    """
+    held = [arguments]
+
+    def run() -> Any:
+        try:
+            return copy(*held.pop())
+        except BaseException as error:
+            clear_frames(error.__traceback__)  # whoever sees the error would hold the buffer
+            raise
+
     if store.readers is None:
-        return threads.submit(copy, *arguments)
-    mark: Mark = Future()
+        mark: Mark = threads.submit(run)
+        mark.add_done_callback(lambda _: held.clear())  # where it was cancelled, before `cancel` returns
+        return mark
+    mark = Future()
     mark.set_running_or_notify_cancel()
 
-    def run() -> None:
+    def run_and_tell() -> None:
         try:
-            mark.set_result(copy(*arguments))
+            mark.set_result(run())
         except BaseException as error:  # as an executor does: whoever waits raises it
             mark.set_exception(error)
 
-    threads.submit(run)
+    threads.submit(run_and_tell)
     return mark
 
 

@@ -10,12 +10,13 @@ from offload import StoreError, plan_units
 from offload.stores.packing import Packing, pack, views
 from offload.stores.store import check_stretch
 from offload.units import ENTRY_POINTS
+from weights.agreement import Group
 
 
 class MemoryStore:
     """`views=False` makes the offloader read, as from files. Units in `broken` cannot be read, from `breaks_at` on."""
 
-    readers = None
+    readers: Group = None
 
     def __init__(self, module: nn.Module, *, views: bool = True, entry_points: Iterable[str] = ENTRY_POINTS) -> None:
         self.plan = plan_units(module, entry_points)

@@ -5,6 +5,8 @@ from concurrent.futures import CancelledError
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from offload import StoreError, engine_for, offload
 from offload.engines.inline import InlineEngine
@@ -75,6 +77,29 @@ def test_free_waits_for_the_thread_that_writes() -> None:
     engine.free(buffer, after=(mark,))
     assert mark.done()
     engine.close()
+
+
+@pytest.mark.parametrize("end", ["copied", "cancelled", "failed"])
+@pytest.mark.parametrize("is_shared", [False, True], ids=["own", "read by several ranks"])
+def test_nothing_holds_a_buffer_that_is_freed(end: str, is_shared: bool) -> None:
+    """The next component has its memory then, also while the thread is busy with another copy."""
+    store, engine = MemoryStore(Stack(), views=False), ThreadEngine(CPU)
+    store.readers = dist.ProcessGroup(0, 1) if is_shared else None  # such a copy is never cancelled
+    store.broken = {"blocks.1"} if end == "failed" else set()
+    buffer = engine.empty(store.packings["blocks.1"].num_bytes)
+    memory = StorageWeakRef(buffer.untyped_storage())
+    if end == "cancelled":
+        store.may_read.clear()
+        under_way = engine.copy(store, "blocks.0", engine.empty(store.packings["blocks.0"].num_bytes), after=())
+    mark = engine.copy(store, "blocks.1", buffer, after=())
+    if is_shared:
+        store.may_read.set()
+    engine.free(buffer, after=(mark,))
+    del buffer
+    assert memory.expired()
+    store.may_read.set()
+    engine.close()
+    assert end != "cancelled" or under_way.done()
 
 
 @pytest.mark.parametrize("engine_type", [ThreadEngine, InlineEngine])
