@@ -48,7 +48,7 @@ def opened(world: TestWorld, path: Path, *overrides: str) -> Pipeline:
 
 def component_names(family: str, path: Path, placed: str) -> list[str]:
     """The components of `placed`: "denoise" or another stage, or "all"."""
-    pipeline = _stock(path)
+    pipeline = stock_of(path)
     return [c.name for c in components_of(pipeline) if placed in (c.stage, "all")]
 
 
@@ -115,12 +115,18 @@ def stock_bits(family: str, path: Path, index: int, output_type: str = "np") -> 
     """The same request, made by the stock pipeline in this one process."""
     described = tiny.FAMILIES[family]
     prompt = described.prompts[index % len(described.prompts)]
-    made: Any = tiny.call_stock(_stock(path), described, prompt, index, output_type=output_type)
+    made: Any = tiny.call_stock(stock_of(path), described, prompt, index, output_type=output_type)
     return torch.as_tensor(made[0])
 
 
 @functools.cache
-def _stock(path: Path) -> Any:
+def stock_of(path: Path) -> Any:
+    """The stock pipeline on the device that the ranks compute on. One for all calls, to be left as it is."""
+    return new_stock_of(path)
+
+
+def new_stock_of(path: Path) -> Any:
+    """For tests that change it."""
     return tiny.load_stock(path).to(os.environ.get(ORACLE_DEVICE, "cpu"))
 
 

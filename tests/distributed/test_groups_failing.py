@@ -23,7 +23,7 @@ from runner.output.manifest import Manifest
 from runner.pipeline.pipeline import Pipeline
 from tests import tiny
 from tests.distributed.chaos import Job, lines
-from tests.distributed.placed import call, opened, request_of, run_prompts, stock_bits
+from tests.distributed.placed import call, opened, request_of, run_prompts, stock_bits, stock_of
 from tests.ranks import World, on_ranks
 
 PROMPTS = ("a red fox in the deep snow", "blue whale under a bright moon", "the culprit", "an old clock on the wall")
@@ -85,16 +85,11 @@ def expect_all_but_the_culprit(world: World, pipeline: Pipeline, path: Path, pro
 
 
 @functools.cache
-def _stock(path: Path) -> Any:
-    return tiny.load_stock(path)
-
-
-@functools.cache
 def expected(path: Path, prompt: str, seed: int) -> np.ndarray:
     call = tiny.FAMILIES["flux"].call
     with torch.inference_mode():
         generator = torch.Generator().manual_seed(seed)
-        return _stock(path)(prompt, **call, generator=generator, output_type="np").images[0]
+        return stock_of(path)(prompt, **call, generator=generator, output_type="np").images[0]
 
 
 @pytest.mark.parametrize("where", PLACES)

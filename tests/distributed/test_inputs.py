@@ -16,7 +16,7 @@ from runner.job.prompts import Prompt, read_prompts
 from runner.job.requests import with_inputs
 from runner.job.results import Failed, Made
 from tests import tiny
-from tests.distributed.placed import joined, opened, run_prompts
+from tests.distributed.placed import joined, opened, run_prompts, stock_of
 from tests.distributed.test_generate import generate
 from tests.ranks import World, on_ranks
 from tests.runner.inputs.input_files import draw
@@ -56,7 +56,7 @@ def test_unlike_pictures_of_one_size_are_made_in_one_wave_of_sharded_ranks(
     number = {result.request.id: result.request.number for result in results}
     assert [sorted(number[id] for id in ids) for ids in tries] == [[0, 1], [3, 4], [2]]
     if world.rank == 0:
-        stock = tiny.load_stock(model)
+        stock = stock_of(model)
         for seed in range(len(SIZES)):
             image = load_image(str(prompts.parent / f"{seed}.png"))
             with torch.inference_mode():

@@ -19,7 +19,7 @@ from runner.output.manifest import Manifest
 from runner.pipeline.pipeline import Pipeline
 from runner.request import Request
 from tests import tiny
-from tests.distributed.placed import joined, opened, run_prompts
+from tests.distributed.placed import joined, new_stock_of, opened, run_prompts, stock_of
 from tests.ranks import World, on_ranks
 
 # (prompt, seed, what differs from the family's call): steps and sizes are mixed, and no world size divides the list.
@@ -57,7 +57,7 @@ def make(
 
 
 def expected(path: Path, prompt: str, seed: int, differs: dict[str, Any]) -> np.ndarray:
-    stock = _stock(path)
+    stock = stock_of(path)
     call = {**tiny.FAMILIES["flux"].call, **differs}
     with torch.inference_mode():
         return stock(prompt, **call, generator=torch.Generator().manual_seed(seed), output_type="np").images[0]
@@ -71,11 +71,6 @@ def test_a_ragged_list_of_mixed_requests_gives_the_stock_bits(world: World, path
     assert not any(isinstance(result, Failed) for result in results) and len(pictures) == len(RAGGED)
     for prompt, seed, differs in RAGGED[world.rank :: world.size]:
         assert np.array_equal(pictures[prompt, seed], expected(path, prompt, seed, differs)), prompt
-
-
-@functools.cache
-def _stock(path: Path) -> Any:
-    return tiny.load_stock(path)
 
 
 def _fails_before_the_first_forward(pipeline: Pipeline, culprit: str) -> None:
@@ -206,7 +201,7 @@ def test_ranks_whose_sharded_encoder_generates_go_on_until_all_have_finished(wor
     assert not any(isinstance(result, Failed) for result in results) and len(pictures) == 3
     # No request was made again: each rank generated once for each of its waves (filler included).
     assert len(made) == -(-3 // world.size)
-    stock = tiny.load_stock(qwen)
+    stock = new_stock_of(qwen)
     expected = _enhances(stock)
     prompt = prompts[world.rank]
     with torch.inference_mode():

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from peft import PeftModel
 from runner.job.prompts import read_prompts
 from runner.job.results import Made
 from tests import tiny
-from tests.distributed.placed import opened, run_prompts
-from tests.distributed.test_generate import generate, manifest
+from tests.distributed.placed import new_stock_of, opened, run_prompts
+from tests.distributed.test_generate import device_of_jobs, generate, manifest
 from tests.ranks import World, on_ranks
 
 INK = Path(__file__).resolve().parents[2] / "models/emoji-dit-lora-ink"
@@ -43,7 +44,9 @@ def test_prompts_choose_adapters_on_two_ranks(mode: str, placement: str, emoji: 
         {"ink": 0.5},
     ]
     for seed, lora in enumerate(CHOICES):
-        expected = _stock(emoji, mode, {"ink": 1.0} if lora is None else lora, seed)
+        expected = _made_by(
+            tiny.load_stock(emoji).to(device_of_jobs(2)), mode, {"ink": 1.0} if lora is None else lora, seed
+        )
         assert np.array_equal(np.load(tmp_path / "out" / made[seed]["file"]), expected), (seed, lora)
 
 
@@ -66,7 +69,7 @@ def test_prompts_choose_adapters_of_offloaded_components(world: World, emoji: Pa
     assert all(isinstance(result, Made) for result in results) and len(results) == len(CHOICES)
     for seed in range(world.rank, len(CHOICES), world.size):
         lora = CHOICES[seed]
-        expected = _stock(emoji, mode, {"ink": 1.0} if lora is None else lora, seed)
+        expected = _made_by(new_stock_of(emoji), mode, {"ink": 1.0} if lora is None else lora, seed)
         assert np.array_equal(pictures["a cat", seed], expected), (seed, lora)
 
 
@@ -79,8 +82,8 @@ def _prompts(folder: Path, name: str = "prompts.jsonl") -> Path:
     return folder / name
 
 
-def _stock(emoji: Path, mode: str, lora: dict[str, float], seed: int) -> np.ndarray:
-    pipeline = tiny.load_stock(emoji)
+def _made_by(pipeline: Any, mode: str, lora: dict[str, float], seed: int) -> np.ndarray:
+    """By the stock pipeline, with the adapter that the peft library lays over it."""
     if lora:
         adapted = PeftModel.from_pretrained(
             pipeline.transformer, str(INK), adapter_name="ink", autocast_adapter_dtype=False
