@@ -67,6 +67,7 @@ def run_job(
             bar.update(len(settled) - bar.n)
             if pipeline.replay is not None and (told := str(pipeline.replay.kept)):
                 bar.set_postfix_str(told)
+    folder.manifest.close()
     if world.rank == 0:
         over = {result.request.id for result in settled if isinstance(result, Made)}
         keep_only(folder.files, [request.id for request in requests if request.id not in over])
@@ -111,23 +112,28 @@ def _make_wave(wave: Wave, making: _Making, meter: Meter | None) -> list[Result]
         else:
             _switch_along(requests[0], pipeline)
         progress.waiting()
-        results = [result for results in world.gather(mine) for result in results]
+        ranks = world.gather(mine)
+        results = [result for results in ranks for result in results]
         progress.doing("record")
         folder.manifest.withdraw([result.request.id for result in results if isinstance(result, Repeat | Stopped)])
-        if world.size > 1:
-            _record(results, folder, is_first=world.rank == 0)
+        theirs = [result for rank, results in enumerate(ranks) if rank != world.rank for result in results]
+        folder.manifest.settle(*_lines(theirs), folder.state.attempts)
     return results
 
 
-def _record(results: Sequence[Result], folder: JobFolder, *, is_first: bool) -> None:
-    """What was made and what failed; with several ranks when a wave ends, alone as soon as a request does."""
+def _lines(results: Sequence[Result]) -> tuple[list[ManifestLine], list[Failure]]:
+    """Of what was made, and of what failed."""
     made = [result.line for result in results if isinstance(result, Made)]
-    failed = [result.failure for result in results if isinstance(result, Failed)]
+    return made, [result.failure for result in results if isinstance(result, Failed)]
+
+
+def _record(result: Result, folder: JobFolder) -> None:
+    """What this rank made, or what failed, as soon as it is over."""
+    made, failed = _lines([result])
     folder.manifest.record(made, failed, folder.state.attempts)
-    if is_first:
-        # Other failures may have come after an hour of calls that are right, as of memory that the decoder lacked.
-        wrong = [failure for failure in failed if failure.error == NotFinite.__name__]
-        remove_logs_of(folder.files, [line.id for line in (*made, *wrong)])
+    # Other failures may have come after an hour of calls that are right, as of memory that the decoder lacked.
+    wrong = [failure for failure in failed if failure.error == NotFinite.__name__]
+    remove_logs_of(folder.files, [line.id for line in (*made, *wrong)])
 
 
 def _make_one(task: Task, making: _Making, results: list[Result]) -> None:
@@ -170,10 +176,8 @@ def _settle(
     if result is None:
         return
     results.append(result)
-    if making.pipeline.world.size == 1:
-        _record([result], making.folder, is_first=True)
-    if isinstance(result, Made | Failed):
-        making.bar.update()
+    _record(result, making.folder)
+    making.bar.update(isinstance(result, Made | Failed) + making.folder.manifest.collect())
 
 
 def _switch_along(request: Request, pipeline: Pipeline) -> None:

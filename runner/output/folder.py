@@ -32,6 +32,14 @@ class Folder:
     def attempts(self) -> Path:
         return self.path / "attempts.jsonl"
 
+    def results_of(self, rank: int | str) -> Path:
+        """What a rank other than rank 0 has finished in this run."""
+        return self.path / f"results-of-rank-{rank}.jsonl"
+
+    def results_of_ranks(self) -> list[Path]:
+        """Those that are there."""
+        return sorted(self.path.glob(self.results_of("*").name))
+
     @property
     def recipe(self) -> Path:
         return self.path / "recipe.json"

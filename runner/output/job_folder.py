@@ -54,7 +54,7 @@ def taken(job: JobConfig, recipe: Mapping[str, Any], world: World) -> Iterator[J
         folder, holder, state = world.from_rank_0(taking)
         world.agreed(lambda: _check_shared(folder, holder))
         run_file = RunFile(folder, holder, Path(job.state_file) if job.state_file else None)
-        yield JobFolder(folder, state, recipe, Manifest(folder, writes=world.rank == 0), run_file, *(locks or [None]))
+        yield JobFolder(folder, state, recipe, Manifest(folder, world.rank), run_file, *(locks or [None]))
 
 
 def _check_state_file(file: Path) -> None:

@@ -26,6 +26,18 @@ class Journal:
         whole = [line for line in parsed if line is not None]
         return whole, len(parsed) - len(whole) + (rest != b"")
 
+    def lines_from(self, start: int) -> tuple[list[dict[str, Any]], int]:
+        """Every whole line that is there from byte `start` on, and where the next one will begin."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(start)
+                *texts, rest = file.read().split(b"\n")
+                end = file.tell() - len(rest)
+        except FileNotFoundError:
+            return [], start
+        parsed = [parse_object(text) for text in texts if text.strip()]
+        return [line for line in parsed if line is not None], end
+
     def append(self, lines: Iterable[JsonObject]) -> None:
         """In one write, so that lines of two processes do not mix."""
         data = _encoded(lines)

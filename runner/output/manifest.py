@@ -5,7 +5,7 @@ failures.jsonl   a line for each failed try, with its reason
 attempts.jsonl   a line before each wave: a request that ends the job without a word has been tried too
 
 Rank 0 reads and writes; the other ranks are told what it read, so that a slow network file system cannot show two ranks
-two states.
+two states. What they finish they write to a file each (rank_results.py), and rank 0 takes it from there.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from runner.output.call_log import count_records
 from runner.output.folder import Folder
 from runner.output.journal import Journal, JsonObject
 from runner.output.lines import Failure, ManifestLine, OutputFile
+from runner.output.rank_results import RankResults, Results
 
 
 @dataclass(frozen=True)
@@ -33,31 +34,40 @@ class State:
 
 
 class Manifest:
-    """The folder's three journals. `writes`: false on the ranks that only hear what is in them."""
+    """The folder's three journals. Ranks other than 0 write what they finish to a file of their own."""
 
-    def __init__(self, folder: Folder, *, writes: bool = True) -> None:
+    def __init__(self, folder: Folder, rank: int = 0) -> None:
         self.folder = folder
-        self._writes = writes
+        self._writes = rank == 0
         self._finished, self._failures = Journal(folder.manifest), Journal(folder.failures)
         self._attempts = Journal(folder.attempts)
+        self._own = RankResults(folder.results_of(rank))
+        self._others: dict[Path, RankResults] = {}
+        self._heard: set[str] = set()  # requests whose lines came from other ranks
 
     def recover(self) -> State:
         """What a run that takes the folder over finds, after mending it. Only under the folder's lock.
 
         Temporary files of a dead run go; so do damaged lines, and the lines whose file is missing, cut short or
-        altered: those requests are made again.
+        altered: those requests are made again. What its other ranks had finished comes into the journals.
         """
+        others = self._news()
         notes = [f"{len(stale)} temporary file(s) of a dead run removed"] if (stale := self._remove_stale()) else []
         objects, torn = self._finished.lines()
         lines = [line for line in map(ManifestLine.from_json, objects) if line is not None]
         torn += len(objects) - len(lines)
+        lines += others.made
         kept = {line.id: line for line in lines if is_whole(self.folder.path, line)}
-        if torn or len(kept) < len(lines):
+        if torn or others.made or len(kept) < len(lines):
             self._finished.rewrite(line.to_json() for line in kept.values())
         notes += [f"{torn} torn line(s) in {self._finished.path.name} removed"] if torn else []
         lost = {line.id for line in lines} - set(kept)
         notes += [f"{len(lost)} finished request(s) with files missing or damaged; made again"] if lost else []
         failures = [line for line in map(Failure.from_json, _mended(self._failures)) if line is not None]
+        news = [failure for failure in others.failed if failure not in failures]  # a run may have died right here
+        self._failures.append(failure.to_json() for failure in news)
+        failures += news
+        self._remove_others()
         return State(kept, self._tries(), {line.id: line for line in failures}, notes)
 
     def begin(self, ids: Sequence[str]) -> None:
@@ -71,11 +81,53 @@ class Manifest:
         self._append(self._attempts, [{"withdrawn": list(ids)}] if ids else [])
 
     def record(self, made: Iterable[ManifestLine], failed: Iterable[Failure], attempts: Mapping[str, int]) -> None:
-        """What became of a wave, on the disk when this returns. `attempts`: tries of each request before this run."""
+        """What this rank finished, on the disk when this returns. `attempts`: tries of each request before this run."""
         now = time.strftime("%Y-%m-%dT%H:%M:%S")
-        counted = (replace(failure, attempts=attempts.get(failure.id, 0) + 1, time=now) for failure in failed)
-        self._append(self._finished, (line.to_json() for line in made))
-        self._append(self._failures, (failure.to_json() for failure in counted))
+        counted = [replace(failure, attempts=attempts.get(failure.id, 0) + 1, time=now) for failure in failed]
+        if self._writes:
+            self._write(Results(list(made), counted))
+        else:
+            self._own.append(made, counted)
+
+    def collect(self) -> int:
+        """On rank 0: take over what the other ranks have finished, as far as their files show it here. How many."""
+        news = self._unheard(self._news()) if self._writes else Results()
+        self._write(news)
+        return len(news)
+
+    def settle(self, made: Iterable[ManifestLine], failed: Iterable[Failure], attempts: Mapping[str, int]) -> None:
+        """On rank 0: the other ranks have finished these, whether their files show it here yet or not."""
+        if self._writes:
+            self.collect()
+            missing = self._unheard(Results(list(made), list(failed)))
+            self.record(missing.made, missing.failed, attempts)
+
+    def close(self) -> None:
+        """On rank 0, when no rank writes any more and all they finished is settled."""
+        if self._writes:
+            self._remove_others()
+
+    def _write(self, results: Results) -> None:
+        self._finished.append(line.to_json() for line in results.made)
+        self._failures.append(failure.to_json() for failure in results.failed)
+
+    def _unheard(self, told: Results) -> Results:
+        """What has not been told before; from now on it has."""
+        made = [line for line in told.made if line.id not in self._heard]
+        failed = [failure for failure in told.failed if failure.id not in self._heard]
+        self._heard |= {line.id for line in (*made, *failed)}
+        return Results(made, failed)
+
+    def _news(self) -> Results:
+        news = Results()
+        for path in self.folder.results_of_ranks():
+            news.add(self._others.setdefault(path, RankResults(path)).news())
+        return news
+
+    def _remove_others(self) -> None:
+        for path in self.folder.results_of_ranks():
+            path.unlink(missing_ok=True)
+        self._others.clear()
 
     def _append(self, journal: Journal, lines: Iterable[JsonObject]) -> None:
         if self._writes:

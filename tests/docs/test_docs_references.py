@@ -62,7 +62,8 @@ def _check_setting(word: str, where: str) -> None:
 
 def _output_files() -> set[str]:
     folder = Folder(Path("out"))
-    return {getattr(folder, key).name for key, value in vars(Folder).items() if isinstance(value, property)}
+    names = {getattr(folder, key).name for key, value in vars(Folder).items() if isinstance(value, property)}
+    return names | {folder.results_of(1).name}
 
 
 def test_the_files_of_an_output_folder_are_called_so() -> None:

@@ -7,19 +7,23 @@ from pathlib import Path
 
 from runner.output.call_log import CallLog
 from runner.output.folder import Folder
+from runner.output.journal import Journal
 from runner.output.lines import Failure, ManifestLine, OutputFile
 from runner.output.manifest import Manifest, file_facts, free_stems
 
 IMAGES = "images"
 
 
-def finished(manifest: Manifest, id: str, content: bytes = b"pixels") -> ManifestLine:
-    """A picture with its line."""
+def picture(root: Path, id: str, content: bytes = b"pixels") -> ManifestLine:
     file = f"{IMAGES}/{id}.png"
-    root = manifest.folder.path
     (root / IMAGES).mkdir(exist_ok=True)
     (root / file).write_bytes(content)
-    line = ManifestLine(id=id, file=file, **file_facts(root / file))
+    return ManifestLine(id=id, file=file, **file_facts(root / file))
+
+
+def finished(manifest: Manifest, id: str) -> ManifestLine:
+    """A picture with its line."""
+    line = picture(manifest.folder.path, id)
     manifest.record([line], [], {})
     return line
 
@@ -158,3 +162,58 @@ def test_a_try_that_got_on_inside_its_request_does_not_count(tmp_path: Path) -> 
     manifest.withdraw(["a"])
     manifest.withdraw(["a"])  # by another rank
     assert manifest.recover().attempts == {"a": 2, "b": 5}
+
+
+def test_what_another_rank_finished_is_taken_over_once(tmp_path: Path) -> None:
+    """As soon as it is there; what a network file system does not show yet, when the wave ends and that rank tells."""
+    folder = Folder(tmp_path)
+    first, second = Manifest(folder), Manifest(folder, rank=1)
+    made = [finished(second, id) for id in "ab"]
+    assert first.collect() == 2 and first.collect() == 0 and second.collect() == 0
+    second.record([], [Failure(id="c", error="E", message="text")], {"c": 1})
+    late = picture(tmp_path, "late")
+    first.settle([*made, late], [Failure(id="c", error="E", message="text")], {"c": 1})
+    second.record([late], [], {})
+    assert first.collect() == 0
+    written = [line["id"] for line in Journal(folder.manifest).lines()[0]]
+    assert written == ["a", "b", "late"]
+    (failure,) = Journal(folder.failures).lines()[0]
+    assert failure["attempts"] == 2 and failure["time"]
+    second.close()
+    assert folder.results_of_ranks() == [folder.results_of(1)], "only rank 0 removes it"
+    first.close()
+    assert not folder.results_of_ranks()
+
+
+def test_what_other_ranks_of_a_dead_run_finished_comes_into_the_journals(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    finished(Manifest(folder), "a")
+    second, third = Manifest(folder, rank=1), Manifest(folder, rank=2)
+    finished(second, "b")
+    finished(third, "c")
+    (tmp_path / IMAGES / "c.png").unlink()
+    third.record([], [Failure(id="d", error="E", message="text")], {})
+    with folder.results_of(2).open("ab") as stream:
+        stream.write(b'{"made": {"id": "e", "fi')
+    for _ in range(2):
+        shutil.copytree(tmp_path, tmp_path / "before", dirs_exist_ok=True)
+        state = Manifest(folder).recover()
+        assert sorted(state.finished) == ["a", "b"] and list(state.failures) == ["d"]
+        assert not folder.results_of_ranks()
+        for name in ("results-of-rank-1.jsonl", "results-of-rank-2.jsonl"):
+            if (
+                tmp_path / "before" / name
+            ).exists():  # as where the run that took them over died before it removed them
+                shutil.copy(tmp_path / "before" / name, tmp_path / name)
+    state = Manifest(folder).recover()
+    assert len(folder.manifest.read_text().splitlines()) == 2 and len(folder.failures.read_text().splitlines()) == 1
+
+
+def test_no_file_of_ours_is_taken_for_a_ranks_results(tmp_path: Path) -> None:
+    """Lines of another kind, and a line of half a kind, are left out."""
+    folder = Folder(tmp_path)
+    folder.results_of(1).write_text(
+        '7\n{"made": 7}\n{"made": {"id": "x"}}\n{"failed": {}}\n{"made": {}, "failed": []}\n'
+    )
+    assert Manifest(folder).collect() == 0
+    assert not Manifest(folder).recover().finished
