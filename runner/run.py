@@ -38,6 +38,7 @@ from runner.pipeline.pipeline import Pipeline
 from runner.progress import Progress
 from runner.report.explain import table
 from runner.report.memory import OwnMemory, own_memory
+from runner.report.page.page import write_report
 from runner.report.run_json import Ending, measure, run_json
 from runner.report.summary import summary
 from runner.request import parse_part
@@ -121,6 +122,8 @@ def _report(
     ]
     _best_effort("run.json", lambda: folder.run_file.write(run_json(config, pipeline, ending, ranks)))
     _best_effort("the contact sheet", lambda: contact_sheet(folder.files.contact_sheet, shown))
+    if config.job.report:
+        _best_effort(folder.files.report.name, lambda: write_report(folder.files))
     say(summary(config, pipeline.world, ending, ranks))
 
 

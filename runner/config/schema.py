@@ -196,6 +196,7 @@ class JobConfig:
     state_file: str | None = _option("a file for the word that run.json has as its state, for scripts", default=None)
     lock: bool = _option("hold the output folder against a second job", default=True)
     lock_wait_seconds: float = _option("how long to wait for a folder that is held, before refusing", default=0.0)
+    report: bool = _option("write report.html, and a small picture of each result for it", default=True)
     profile: bool = _option("write a Chrome trace for each rank under <output>/profile", default=False)
 
 

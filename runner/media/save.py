@@ -2,7 +2,8 @@
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from runner.media.output_type import output_type
 from runner.media.outputs import Kind, Outputs, Piece, numbers, told_apart
 from runner.media.pixels import clip_hash, eight_bit, pixel_hash, pixels
 from runner.media.rates import FRAME_RATES, frame_rate, sampling_rate
+from runner.media.thumbnail import needs_none, of_clip, of_sound, write_thumbnail
 from runner.media.video import Sound, save_video
 from runner.output.folder import Folder
 from runner.output.lines import OutputFile
@@ -91,6 +93,7 @@ class _Written:
         self._request, self._folder, self._writing, self._first_field = request, folder, writing, first_field
         self._recipe = request.described()
         self._rate = rate
+        self._has_thumbnail = False
 
     def piece(self, piece: Piece) -> OutputFile:
         if piece.kind is Kind.latents:
@@ -111,6 +114,7 @@ class _Written:
         fps, file = self._writing.frame_rate(self._request.call), self._path(piece, ".mp4")
         job, heard = self._writing.job, Sound(sound.value, self._rate or 0) if sound else None
         save_video(file, frames, fps, self._recipe, coding=job.video, sound=heard, sound_coding=job.audio)
+        self._thumbnail(lambda: of_clip(frames))
         sha256, shape = clip_hash(frames)
         told: dict[str, Any] = {"fps": fps}
         if sound is not None:
@@ -126,6 +130,8 @@ class _Written:
             return self._array(piece, "its values are not eight bits a channel")
         file = self._path(piece, ".png")
         save_picture(file, image, self._recipe)
+        if not needs_none(image):
+            self._thumbnail(lambda: image)
         array = pixels(image)
         return self._file(piece, file, pixel_hash(array), list(array.shape))
 
@@ -135,6 +141,7 @@ class _Written:
         format = self._writing.job.audio
         samples, file = piece.value, self._path(piece, f".{format.value}")
         note = save_sound(file, samples, self._rate, self._recipe, format)
+        self._thumbnail(lambda: of_sound(samples))
         told = {"sampling_rate": self._rate, "note": note}
         return self._file(piece, file, pixel_hash(samples), list(samples.shape), **told)
 
@@ -143,6 +150,14 @@ class _Written:
         file = self._path(piece, ".npy")
         save_array(file, array)
         return self._file(piece, file, pixel_hash(array), list(array.shape), note=note)
+
+    def _thumbnail(self, image: Callable[[], Image.Image]) -> None:
+        """Of the first piece that has one. The report can do without: what was made is on the disk already."""
+        if self._has_thumbnail or not self._writing.job.report:
+            return
+        self._has_thumbnail = True
+        with suppress(OSError, ValueError):
+            write_thumbnail(self._folder.thumbnail(self._request.stem), image())
 
     def _path(self, piece: Piece, ending: str) -> Path:
         """The first field's is the request's own name. A stem has no dot, so what is behind one tells the others."""

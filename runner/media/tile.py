@@ -73,11 +73,17 @@ def waveform(samples: np.ndarray, width: int, height: int) -> Image.Image:
     return picture
 
 
-def _picture(file: Path) -> Image.Image:
-    """On a pale ground where it is transparent, so that a layer is told from the sheet."""
-    with Image.open(file) as opened:
-        image = opened.convert("RGBA")
+def on_pale_ground(image: Image.Image) -> Image.Image:
+    """Where it is transparent, so that a layer is told from the sheet."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, _PALE), image).convert("RGB")
+
+
+def _picture(file: Path) -> Image.Image:
+    with Image.open(file) as opened:
+        return on_pale_ground(opened)
 
 
 def _clip(file: Path) -> Image.Image:

@@ -61,6 +61,18 @@ class Folder:
         return self.path / "contact-sheet.png"
 
     @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def thumbnails(self) -> Path:
+        return self.path / "thumbnails"
+
+    def thumbnail(self, stem: str) -> Path:
+        """Of what the request of this name made, for the report."""
+        return self.thumbnails / f"{stem}.jpg"
+
+    @property
     def calls(self) -> Path:
         return self.path / "calls"
 

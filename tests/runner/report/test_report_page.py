@@ -1,0 +1,175 @@
+"""report.html in a browser: what the job made, what failed, and nothing of what users wrote becomes markup."""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from playwright.sync_api import Browser, Page
+
+from runner.config import load_config
+from runner.errors import ExitCode
+from runner.output.folder import Folder
+from runner.run import run
+from runner.world import World
+from scripts.report import main
+from tests.browser import Watched, browser
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[3]
+NASTY = "a fox </script><script>alert(1)</script><img src=x onerror=alert(2)> {{ 7 * 7 }} <!-- & \u2028 '\""
+SIZE = {"num_inference_steps": 1}
+PROMPTS = [
+    {"prompt": "a rocket", **SIZE},
+    {"prompt": NASTY, "seed": 3, **SIZE},
+    {"prompt": "a panda", "guidance_scale": 5.0, "num_inference_steps": 2},
+    {"prompt": "<b>too large</b>", "guidance_scale": 1e38, **SIZE},  # more than fp32 can add up
+]
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a job of which one request fails."""
+    folder = tmp_path_factory.mktemp("job")
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
+    words = [f"model.path={ROOT}/models/emoji-dit", f"job.output={folder}/out", f"job.prompts={folder}/prompts.jsonl"]
+    config = load_config(
+        None, [*words, "job.call.height=64", "job.call.width=64", "job.call.use_resolution_binning=false"]
+    )
+    assert run(config, World(0, 1, torch.device("cpu"))) == ExitCode.FAILED
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with browser() as started:
+        yield started
+
+
+@pytest.fixture
+def watched(chromium: Browser) -> Iterator[Watched]:
+    """A page that must have nothing to complain of when the test is over."""
+    page = chromium.new_page(viewport={"width": 1280, "height": 800})
+    page.set_default_timeout(20_000)
+    watched = Watched(page)
+    yield watched
+    page.close()
+    assert watched.complaints == []
+
+
+def _cells(page: Page) -> list[str]:
+    return page.locator("#grid .cell").evaluate_all("cells => cells.map(cell => cell.title)")
+
+
+def test_the_job_leaves_a_page_that_shows_its_pictures(job: Path, watched: Watched) -> None:
+    page = watched.open(job / "report.html", "#results")
+    assert _cells(page) == ["a rocket", NASTY, "a panda"]
+    page.wait_for_function("[...document.querySelectorAll('#grid img')].every(i => i.complete && i.naturalWidth > 0)")
+    assert page.locator("#grid img").count() == 3
+    assert "failed" in page.locator(".badge").inner_text()
+
+
+def test_what_users_wrote_stays_text(job: Path, watched: Watched) -> None:
+    page = watched.open(job / "report.html", "#results")
+    page.get_by_title(NASTY).click()
+    assert page.locator("dialog .prompt").inner_text() == NASTY
+    page.keyboard.press("Escape")
+    page.locator("nav a", has_text="Failures").click()
+    page.locator("#failures summary").click()
+    assert page.locator("#failures td.wide").inner_text() == "<b>too large</b>"
+    assert page.locator("img[src=x]").count() == 0 and page.locator("#failures td b").count() == 0
+
+
+def test_a_search_leaves_what_it_asks_for(job: Path, watched: Watched) -> None:
+    page = watched.open(job / "report.html", "#results")
+    query = page.locator("#query")
+    for text, left in {
+        "PANDA": ["a panda"],
+        "seed:3": [NASTY],
+        "steps:1 rocket": ["a rocket"],
+        "guidance_scale:5": ["a panda"],
+        "-panda -rocket": [NASTY],
+        '"</script>"': [NASTY],
+        "nothing such": [],
+    }.items():
+        query.fill(text)
+        assert _cells(page) == left, text
+        assert page.locator("#none").is_visible() == (not left)
+    query.fill("panda")
+    page.reload()
+    assert _cells(page) == ["a panda"], "the address keeps the search"
+
+
+def test_it_is_worked_by_the_keyboard(job: Path, watched: Watched) -> None:
+    page = watched.open(job / "report.html")
+    assert page.locator("#overview").is_visible()
+    page.keyboard.press("/")
+    page.keyboard.type("a ")
+    assert page.locator("#query").input_value() == "a "
+    page.keyboard.press("Escape")
+    page.locator("#grid .cell").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    assert page.locator("dialog .prompt").inner_text().startswith("a fox")
+    page.keyboard.press("ArrowRight")
+    assert page.locator("dialog .prompt").inner_text() == "a panda"
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.title") == "a panda", "where the detail was left"
+    page.keyboard.press("4")
+    assert page.locator("#failures").is_visible()
+
+
+def test_a_failure_opens_its_traceback(job: Path, watched: Watched) -> None:
+    page = watched.open(job / "report.html", "#failures")
+    assert not page.locator("#failures pre").is_visible()
+    page.locator("#failures summary").focus()
+    page.keyboard.press("Enter")
+    assert re.search(r"Traceback .*NotFinite", page.locator("#failures pre").inner_text(), re.DOTALL)
+
+
+def test_placement_says_mode_and_reason(job: Path, watched: Watched) -> None:
+    page = watched.open(job / "report.html", "#placement")
+    rows = page.locator("#placement table").first.locator("tbody tr").all_inner_texts()
+    assert len(rows) == 3 and all("resident: its weights do not move" in row and "replicate" in row for row in rows)
+
+
+def test_ten_thousand_pictures_are_few_elements(job: Path, tmp_path: Path, watched: Watched) -> None:
+    """The real lines of a job, multiplied: what is asked is whether the page bears them."""
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("run.json", "job.lock"):
+        (out / name).write_bytes((job / name).read_bytes())
+    (out / "images").symlink_to(job / "images")
+    line = json.loads((job / "manifest.jsonl").read_text().splitlines()[0])
+    with (out / "manifest.jsonl").open("w") as stream:
+        for number in range(10_000):
+            stream.write(json.dumps({**line, "id": f"{number:016x}", "prompt": f"rocket {number}"}) + "\n")
+    start = time.perf_counter()
+    assert main([str(out)]) == ExitCode.DONE
+    print(f"\n{time.perf_counter() - start:.2f} s, {Folder(out).report.stat().st_size / 1e6:.1f} MB")
+    page = watched.open(out / "report.html", "#results")
+    assert page.locator("#shown").inner_text() == "10000"
+    assert 10 < page.locator("#grid .cell").count() < 200
+    page.keyboard.press("End")
+    page.locator("#grid .cell").first.focus()
+    page.keyboard.press("End")
+    page.wait_for_function("document.activeElement.title === 'rocket 9999'")
+    assert page.locator("#grid .cell").count() < 200
+    page.locator("#query").fill("rocket 9999")
+    assert _cells(page) == ["rocket 9999"]
+
+
+def test_it_is_written_also_of_a_job_that_left_next_to_nothing(tmp_path: Path, watched: Watched) -> None:
+    (tmp_path / "job.lock").write_text('{"run": "x", "host": "h", "pid": 1, "since": "then"}\n')
+    (tmp_path / "manifest.jsonl").write_text('{"id": "torn')
+    assert main([str(tmp_path)]) == ExitCode.DONE
+    page = watched.open(tmp_path / "report.html")
+    assert "unknown" in page.locator(".badge").inner_text()
+
+
+def test_a_folder_without_a_job_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == ExitCode.WRONG
+    assert "no output folder of a job" in capsys.readouterr().err
