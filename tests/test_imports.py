@@ -27,6 +27,7 @@ FLOORS = (
     {"output"},
     {"media", "health"},
     {"components"},
+    {"plan"},
     {"calls"},
     {"pipeline"},
     {"job"},

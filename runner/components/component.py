@@ -1,6 +1,6 @@
 """A component of a pipeline: what it is called, the live module, the stage it works in, and how it is placed."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Any
@@ -127,7 +127,12 @@ def components_of(pipeline: Any) -> list[Component]:
     library encode the prompt, and the rest (a DiT, a UNet, a ControlNet) denoise.
     """
     modules = {name: module for name, module in pipeline.components.items() if isinstance(module, nn.Module)}
-    declared = [name for name in (pipeline.model_cpu_offload_seq or "").split("->") if name in modules]
+    return in_order(modules, pipeline.model_cpu_offload_seq)
+
+
+def in_order(modules: Mapping[str, nn.Module], sequence: str | None) -> list[Component]:
+    """`components_of` a pipeline that has these modules, and declares them in this order."""
+    declared = [name for name in (sequence or "").split("->") if name in modules]
     ordered = declared + [name for name in modules if name not in declared]
     components, decoding = [], False
     for name in ordered:

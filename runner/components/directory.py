@@ -27,6 +27,7 @@ from runner.components.variant import of_variant
 from runner.config import ComponentConfig, Rest, RunConfig, Share
 from runner.errors import UserError
 from weights.files import FileError, read_object, why_unreadable
+from weights.header import CheckpointError
 
 NO_CHANGES: Mapping[str, ComponentConfig] = MappingProxyType({})
 
@@ -58,7 +59,7 @@ class Directory:
         return self.sources[name].folder
 
 
-def directory_of(config: RunConfig) -> Directory:
+def directory_of(config: RunConfig, *, weights: bool = True) -> Directory:
     """The directory `model.path`, with the pipeline and the components that the settings choose."""
     model = config.model
     return read_directory(
@@ -67,6 +68,7 @@ def directory_of(config: RunConfig) -> Directory:
         workflow=model.workflow,
         variant=model.variant,
         components=config.components,
+        weights=weights,
     )
 
 
@@ -77,12 +79,14 @@ def read_directory(
     workflow: str | None = None,
     variant: str | None = None,
     components: Mapping[str, ComponentConfig] = NO_CHANGES,
+    weights: bool = True,
 ) -> Directory:
     """Read and check all that can be known without loading weights. Raises UserError that names the file and the fix.
 
     `pipeline` names another class than the directory's own, over the same components; `workflow` the task of a modular
-    one; `variant` which weight files are
-    read; `components` says which components come from elsewhere, and what is changed of them.
+    one; `variant` which weight files are read; `components` says which components come from elsewhere, and what is
+    changed of them. `weights=False`: what a model takes is known from its configurations, so weights and vocabularies
+    may be missing; a source then says why its weights are absent.
     """
     elsewhere = {name: Path(one.path) for name, one in components.items() if one.path is not None}
     if os.path.isfile(root):
@@ -105,12 +109,13 @@ def read_directory(
         refuse_missing(directory.pipeline)
         sources = of_variant(directory.sources, elsewhere, variant, root)
         for source in sources.values():
-            _check_folder(root, source)
+            if weights or source.is_module:
+                _check_folder(root, source)
         sources = {name: _changed(source, components) for name, source in sources.items()}
         refuse_absent(directory.pipeline, {**sources, **getattr(directory.pipeline, "made", {})}, components)
-        for source in sources.values():
+        for name, source in sources.items():
             if source.is_module:
-                source.checkpoint.stored()
+                sources[name] = replace(source, absent=_absent(source, needed=weights))
     return replace(directory, sources=sources)
 
 
@@ -205,6 +210,17 @@ def check_placements(directory: Directory, config: RunConfig) -> None:
             raise UserError(
                 f"placement.{name}: {why}, which only its library can load: use share=replicate rest=device"
             )
+
+
+def _absent(source: Source, *, needed: bool) -> str | None:
+    """Why the headers of its weights cannot be read; raised where they are needed."""
+    try:
+        source.checkpoint.stored()
+    except CheckpointError as error:
+        if needed:
+            raise
+        return str(error)
+    return None
 
 
 def _names_in(root: Path) -> set[str]:

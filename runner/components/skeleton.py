@@ -44,7 +44,10 @@ def skeleton(source: Source, dtype: torch.dtype) -> nn.Module:
     finally:
         torch.set_default_dtype(default)
     if isinstance(module, PreTrainedModel):
-        _tie_as_stored(module, checkpoint_of(module, source).stored())
+        if source.absent is None:
+            _tie_as_stored(module, checkpoint_of(module, source).stored())
+        else:
+            module.tie_weights()  # as the class has it: files seldom say otherwise
         _set_generation_config(module, folder)
     return module.eval()
 

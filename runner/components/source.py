@@ -33,6 +33,7 @@ class Source:
 
     `variant` is in the names of the weight files that are read ("fp16"), None for those without. `file`: the one file
     that the weights are in, perhaps by the names of those who trained them; diffusers then knows how they map.
+    `absent`: why its weights are not looked at, where only what they would take is wanted.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Source:
     variant: str | None = None
     file: Path | None = None
     changes: Changes = Changes()
+    absent: str | None = None
 
     @property
     def is_module(self) -> bool:

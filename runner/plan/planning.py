@@ -1,0 +1,62 @@
+"""A plan: a job's model on machines, in the placement that is configured, or in the best one."""
+
+from dataclasses import dataclass
+
+from runner.config import RunConfig
+from runner.plan.machine import Machine, Rates
+from runner.plan.model import Model, parts_of, placements_of, shard_of
+from runner.plan.needs import Needs, Part, needs, shortages
+from runner.plan.search import Found, nearest, search
+from runner.plan.work import Workload
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`short`: what does not fit, in words. `near`: then the nearest placement that does, if there is one."""
+
+    model: Model
+    workload: Workload
+    machine: Machine
+    rates: Rates
+    parts: tuple[Part, ...]
+    group: int
+    needed: Needs
+    short: tuple[str, ...]
+    near: Found | None
+
+    @property
+    def fits(self) -> bool:
+        return not self.short
+
+    def fix(self) -> str:
+        """What would fit, as words of the command line."""
+        if self.near is None:
+            return "no placement of this model fits: use more GPUs or nodes, or larger ones"
+        now = {part.name: part.placement for part in self.parts}
+        changed = [part for part in self.near.parts if part.placement != now[part.name]]
+        return " ".join(word for part in changed for word in _told(part, now[part.name])) + " fits"
+
+
+def _told(part: Part, now: object) -> list[str]:
+    """Every key that differs from how it is placed now."""
+    found = []
+    for key, value in vars(part.placement).items():
+        if value != getattr(now, key):
+            shown = getattr(value, "value", value)
+            found.append(f"placement.{part.name}.{key}={str(shown).lower() if isinstance(shown, bool) else shown}")
+    return found
+
+
+def planned(model: Model, config: RunConfig, workload: Workload, machine: Machine, rates: Rates) -> Plan:
+    """As configured. Raises UserError for a mesh or a placement that cannot be."""
+    shard = shard_of(config.mesh, machine.ranks)
+    placements = placements_of(model, config)
+    group = config.job.group if isinstance(config.job.group, int) else 1
+    parts = tuple(parts_of(model, placements, workload, shard))
+    needed = needs(parts, machine, group)
+    short = tuple(shortages(needed, machine))
+    near = None
+    if short:
+        found = search(model, workload, machine, rates, shard=shard, group=group, now=placements, key=nearest)
+        near = found[0] if found else None
+    return Plan(model, workload, machine, rates, parts, group, needed, short, near)

@@ -1,0 +1,91 @@
+"""What a job would take, before it runs: python scripts/plan.py [CONFIG ...] [key=value ...] [--gpus 8] [--nodes 2]
+
+Per component and rank, bytes on the device and on the host; what moves at a step and how long that takes; what fits,
+and what would. No GPU is needed, and no weights: configurations are enough, and headers where the files are there.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from runner.config import load_config
+from runner.errors import ExitCode, UserError
+from runner.health.stderr import say
+from scripts.generate import Parser, config_files
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = Parser(
+        prog="plan.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="exit codes: 0 it fits, 1 it does not, 2 the command or its input is wrong\n"
+        "example: plan.py configs/models/flux1-dev.yaml model.path=/models/FLUX.1-dev --gpus 8 --nodes 2 "
+        "--device-memory 80GiB --host-memory 512GiB",
+    )
+    parser.add_argument("words", nargs="*", metavar="CONFIG | key=value", help="as generate.py takes them")
+    parser.add_argument("--gpus", type=int, default=1, help="of each node; a rank on each [1]")
+    parser.add_argument("--nodes", type=int, default=1, help="[1]")
+    parser.add_argument(
+        "--device-memory", default="80GiB", help="of each GPU; host where ranks compute on the CPU [80GiB]"
+    )
+    parser.add_argument("--host-memory", default="512GiB", help="of each node [512GiB]")
+    parser.add_argument("--reserved", default="1GiB", help="of each GPU: its context, libraries, workspaces [1GiB]")
+    parser.add_argument("--process", default="1GiB", help="of each node for each rank: Python and libraries [1GiB]")
+    return parser.parse_intermixed_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        return _main(parse(argv))
+    except UserError as error:
+        say(f"error: {error}")
+        return ExitCode.WRONG
+    except BrokenPipeError:  # of stdout: who reads the table has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.DONE
+
+
+def _main(arguments: argparse.Namespace) -> int:
+    words = arguments.words
+    base, *over = config_files(words)
+    config = load_config(base, [word for word in words if "=" in word], over)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # torch and diffusers take seconds to import; --help should not.
+    from runner.components.directory import check_placements, directory_of
+    from runner.plan.machine import Machine, Rates, parse_bytes
+    from runner.plan.model import model_of
+    from runner.plan.planning import planned
+    from runner.plan.table import memory_table
+    from runner.plan.work import assumed
+
+    if arguments.gpus < 1 or arguments.nodes < 1:
+        raise UserError("--gpus and --nodes are 1 or more")
+    on_host = arguments.device_memory == "host"
+    machine = Machine(
+        arguments.gpus,
+        arguments.nodes,
+        0 if on_host else parse_bytes(arguments.device_memory),
+        parse_bytes(arguments.host_memory),
+        is_host=on_host,
+        reserved=0 if on_host else parse_bytes(arguments.reserved),
+        process=parse_bytes(arguments.process),
+    )
+    directory = directory_of(config, weights=False)
+    check_placements(directory, config)
+    model = model_of(directory, config)
+    workload = assumed(list(model.sizes), config.job.call.get("num_inference_steps") or 1, "not asked")
+    plan = planned(model, config, workload, machine, Rates())
+    print(memory_table(plan.parts, plan.needed, machine))
+    for note in model.notes:
+        print(f"note: {note}")
+    if plan.fits:
+        print("it fits")
+        return ExitCode.DONE
+    print(f"it does not fit: {'; '.join(plan.short)}\n{plan.fix()}")
+    return ExitCode.FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
