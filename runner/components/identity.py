@@ -44,6 +44,8 @@ def agreed_identity(directory: Directory, config: RunConfig, world: World) -> di
     """`identity`, and the dtype, the same on every rank. Collective; raises UserError that names what differs."""
     mine = world.agreed(lambda: identity(directory, world.device.type, config.model.dtype.value))
     mine |= flags_that_decide(world.device)
+    if config.execution.compile:
+        mine["numerics.compile"] = str(config.execution.compile)
     first, *others = world.gather(mine)
     for rank, other in enumerate(others, start=1):
         for key in sorted(first.keys() | other.keys()):

@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 import offload
 import sharding
 from runner.components.changing import scheduler_of, set_on
+from runner.components.compiled import compile_blocks
 from runner.components.component import METHODS
 from runner.components.fits import require_room_for_slices, require_room_whole
 from runner.components.quantised import only_whole
@@ -23,7 +24,7 @@ from runner.components.resident import fill
 from runner.components.single_file import from_single_file, single_file_dtypes
 from runner.components.skeleton import checkpoint_of, dtype_plan, skeleton, unused_keys
 from runner.components.source import Source
-from runner.config import KNOBS, MeshConfig, PlacementConfig, Rest, RunConfig, Share
+from runner.config import DYNAMIC, KNOBS, MeshConfig, PlacementConfig, Rest, RunConfig, Share
 from runner.errors import UserError
 from runner.world import World, has_collectives
 from weights.agreement import Group, gather_int, group_of, node_group, size_of
@@ -192,14 +193,20 @@ def _load_noted(source: Source, dtype: torch.dtype) -> tuple[nn.Module, list[str
     if source.file is not None:
         module = from_single_file(source, dtype)
         _align(module)
-        return module, []
+        return _compiled_where_asked(module, source), []
     module, info = from_pretrained(source, dtype=dtype, use_safetensors=True, output_loading_info=True)
     for problem in ("missing_keys", "mismatched_keys"):
         if keys := sorted(map(str, info.get(problem, ()))):
             raise UserError(f"{source.folder}: {problem.replace('_', ' ')} in the weights: {few(keys)}")
     if getattr(module, "hf_quantizer", None) is None:  # what a quantised weight holds is its library's to move
         _align(module)
-    return module.eval(), sorted(map(str, info.get("unexpected_keys", ())))
+    unused = sorted(map(str, info.get("unexpected_keys", ())))
+    return _compiled_where_asked(module.eval(), source), unused
+
+
+def _compiled_where_asked(module: nn.Module, source: Source) -> nn.Module:
+    how = source.changes.compile
+    return compile_blocks(module, is_dynamic=how == DYNAMIC) if how else module
 
 
 def move_whole(module: nn.Module, device: torch.device) -> None:
@@ -323,7 +330,7 @@ def _load_offloaded(
 
 def empty(source: Source, dtype: torch.dtype) -> nn.Module:
     """The component without weights, each with the dtype it is to have."""
-    module = skeleton(source, dtype)
+    module = _compiled_where_asked(skeleton(source, dtype), source)
     plan = single_file_dtypes(module, dtype) if source.file else dtype_plan(module, dtype)
     sharding.set_dtype(module, plan)
     return module

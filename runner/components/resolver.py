@@ -116,7 +116,7 @@ def _unknown_wrapper(module: nn.Module) -> str | None:
         where = name or "the component"
         for hook in filter(may_move_weights, (*inner._forward_pre_hooks.values(), *inner._forward_hooks.values())):
             return f"the forward hook {getattr(hook, '__qualname__', type(hook).__name__)} on {where}"
-        if "forward" in vars(inner):
+        if "forward" in vars(inner) and may_move_weights(inner.forward):
             return f"the forward of {where} was replaced on the instance"
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if type(tensor) not in (nn.Parameter, torch.Tensor, nn.Buffer):

@@ -16,7 +16,8 @@ class Changes:
     """What a user changed of a component, as far as it has an effect; None and nothing where it is as it is stored.
 
     `dtype` by its name; `attention`: a backend of diffusers; `tiling` and `slicing`: the arguments that these are
-    enabled with; `settings` of a scheduler, and in `exchanged` the class of its file where another takes its place.
+    enabled with; `settings` of a scheduler, and in `exchanged` the class of its file where another takes its place;
+    `compile`: as `execution.compile` says.
     """
 
     dtype: str | None = None
@@ -25,6 +26,7 @@ class Changes:
     slicing: Mapping[str, Any] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     exchanged: Any = None
+    compile: bool | str = False
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from runner.config.keys import describe
 from runner.config.load import load_config, to_dict, to_yaml
 from runner.config.schema import (
+    DYNAMIC,
     KNOBS,
     AdapterConfig,
     Audio,
@@ -26,6 +27,7 @@ from runner.config.schema import (
 )
 
 __all__ = [
+    "DYNAMIC",
     "KNOBS",
     "AdapterConfig",
     "Audio",

@@ -109,6 +109,7 @@ class PlacementConfig:
     reshard_after_forward: bool = _option("free a sharded block after it ran; false keeps it gathered", default=True)
 
 
+DYNAMIC = "dynamic"
 OF_A_COMPONENT = {"components": ComponentConfig, "placement": PlacementConfig}
 OWN_KEYS = tuple(ComponentConfig.__dataclass_fields__)  # what is not among them is a scheduler's setting
 # The options that a placement has besides share and rest.
@@ -132,6 +133,10 @@ class MeshConfig:
 class ExecutionConfig:
     leave_inference: Leave = _option("component or weights: what leaves inference mode", default=Leave.component)
     tf32: bool | None = _option("TF32 for float32 on cuda: true, false, or as torch has it", default=None)
+    compile: bool | str = _option(
+        "torch.compile for the blocks of what denoises: true (a graph for each shape) or dynamic (one for all)",
+        default=False,
+    )
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Opens a diffusers directory: each component loaded and placed, and the stock pipeline put together from them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 import sharding
 from runner.components.borrowed import Loan, find_loans, give_own, owners_of
+from runner.components.compiled import denoises, require_compiler
 from runner.components.directory import Directory, check_placements, directory_of
 from runner.components.load import (
     Groups,
@@ -50,6 +52,8 @@ def open_pipeline(
     if directory is None:
         directory = world.agreed(lambda: directory_of(config))
     world.agreed(lambda: check_placements(directory, config))
+    if config.execution.compile:
+        world.agreed(lambda: require_compiler(world.device))
     groups = build_groups(config, directory.modules, world)
     given, loadings = _load(directory, config, world, groups, show_bar)
     if groups.mesh is not None and config.execution.leave_inference is Leave.weights:
@@ -80,6 +84,8 @@ def _load(
     for source in tqdm(weights_last, desc="loading", unit="component", disable=not show_bar):
         if source.is_module:
             placement = placement_of(source.name, config)
+            if config.execution.compile and denoises(source.cls):
+                source = replace(source, changes=replace(source.changes, compile=config.execution.compile))
             loaded[source.name], loadings[source.name] = load_component(source, dtype, placement, world, groups)
         else:
             loaded[source.name] = world.agreed(partial(from_pretrained, source))

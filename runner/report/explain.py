@@ -1,6 +1,7 @@
 """--explain: how each component is placed, and in which mode its calls run, and why."""
 
 from runner.calls.moving import moving_blocks, why_whole
+from runner.components.compiled import is_compiled
 from runner.components.resolver import by_stage
 from runner.pipeline.pipeline import Pipeline
 
@@ -14,7 +15,9 @@ def table(pipeline: Pipeline) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[4]]) for row in rows]
     loadings = [f"{name}: loaded {loading.how}" for name, loading in pipeline.loadings.items()]
-    return "\n".join([*lines, "", *loadings, *_groups(pipeline)])
+    names = [component.name for component in pipeline.components if is_compiled(component.module)]
+    compiled = [f"compiled: the blocks of {', '.join(names)}"] if names else []
+    return "\n".join([*lines, "", *loadings, *compiled, *_groups(pipeline)])
 
 
 def _groups(pipeline: Pipeline) -> list[str]:
