@@ -55,6 +55,7 @@ def run(config: RunConfig, world: World) -> int:
         # Before the folder is looked at, where a misspelt argument would be another recipe.
         arguments = world.agreed(lambda: arguments_of(directory.pipeline))
         prompts, call = with_inputs(prompts, config.job, arguments, world.control)
+        world = world.in_teams(config.mesh.guidance, config.mesh.context)
         config = replace(config, job=world.agreed(lambda: settled_writing(directory.pipeline, config.job)))
         weights = agreed_identity(directory, config, world)
         adapters = world.agreed(lambda: recipe_of_lora(config.lora))
@@ -144,6 +145,7 @@ def explain(config: RunConfig, world: World) -> int:
     """Load and place as `run` would, and print what the resolver decided; nothing is generated."""
     with _watched(config, world) as watch:
         world.agreed(lambda: settle_numerics(world.device, config.execution.tf32))
+        world = world.in_teams(config.mesh.guidance, config.mesh.context)
         watch.progress.doing("load")
         pipeline = open_pipeline(config, world, progress=watch.progress, show_bar=_shows_bar(world))
         if world.rank == 0:

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TypeVar
 
@@ -13,20 +13,10 @@ import torch
 import torch.distributed as dist
 
 from runner.errors import JobFault, UserError
+from runner.team import PATIENCE, Team, joined_team, place_in_team
 from weights.agreement import Group, from_first, gather, on_all_ranks
 
 T = TypeVar("T")
-# Ranks wait in `control` for others that make a longer request. Whether one of them is lost or stuck, the watch knows.
-_PATIENCE = timedelta(days=30)
-
-
-@dataclass(frozen=True)
-class Team:
-    """The ranks that make one request together: always one rank so far. `count` teams are the world."""
-
-    index: int
-    count: int
-    ranks: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -34,17 +24,28 @@ class World:
     """A rank among `size` ranks, and the device it computes on.
 
     `control` is a gloo group for what the ranks tell each other: on the host, beside the traffic of weights. A world
-    of one needs none.
+    of one needs none. Each rank is a `team` of its own until they form larger ones.
     """
 
     rank: int
     size: int
     device: torch.device
     control: Group = None
+    team: Team = field(default=None)  # type: ignore[assignment]
 
-    @property
-    def team(self) -> Team:
-        return Team(self.rank, self.size, (self.rank,))
+    def __post_init__(self) -> None:
+        if self.team is None:
+            object.__setattr__(self, "team", place_in_team(self.rank, self.size, 1, 1))
+
+    def in_teams(self, guidance: int, context: int) -> "World":
+        """The same ranks, in teams of guidance x context. Collective; raises UserError where they do not divide so."""
+        if guidance * context > 1 and not has_collectives(self.device):
+            raise UserError(
+                f"mesh.guidance, mesh.context: torch has no collectives on {self.device.type}; leave them 1"
+            )
+        kind = self.device.type
+        own = joined_team(self.rank, self.size, guidance, context, device_type=kind, control=self.control)
+        return replace(self, team=own)
 
     def gather(self, value: T) -> list[T]:
         """The values of all ranks, in rank order, on every rank. Collective."""
@@ -89,7 +90,7 @@ def joined_world(timeout_seconds: float = 600.0) -> Iterator[World]:
     timeout = timedelta(seconds=timeout_seconds)
     try:
         _join(place, device, timeout)
-        control = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        control = dist.new_group(backend="gloo", timeout=PATIENCE)
     except (dist.DistError, RuntimeError, OSError) as error:
         raise JobFault(f"not all of {place.size} ranks came together within {timeout_seconds:g} s: {error}") from error
     assert dist.get_world_size() == place.size and dist.get_rank() == place.rank

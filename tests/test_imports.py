@@ -22,7 +22,7 @@ FLOORS = (
     {"reading"},
     {"inputs"},
     {"request"},
-    {"config"},
+    {"config", "team"},
     {"world", "progress", "numerics", "trace"},
     {"output"},
     {"media", "health"},

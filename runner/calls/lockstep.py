@@ -16,7 +16,7 @@ from runner.calls.turns import VOTE, this_turn
 from weights.agreement import Group, gather, gather_int, ranks_of, size_of
 
 _LEFT = "left: "
-_END = "the end"
+END = "the end"
 
 
 class PeerLeft(RuntimeError):
@@ -32,7 +32,8 @@ class TornApart(RuntimeError):
 
 
 class Lockstep:
-    """Keeps the ranks of `group` in step; None where no component is sharded, so that no rank waits for another."""
+    """Keeps the ranks of `group` in step: those that share weights, or make one request together; None where each rank
+    is alone, so that none waits for another."""
 
     def __init__(self, group: Group) -> None:
         self.group = group
@@ -59,7 +60,7 @@ class Lockstep:
         except Exception as error:  # of any kind: the others wait at their next call, and have to hear of it
             self._exchange(left(error))
             raise
-        self.meet(_END)
+        self.meet(END)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -76,7 +77,10 @@ class Lockstep:
 
     def meet(self, place: str) -> None:
         """Wait for all ranks; raises PeerLeft on this one where another's request failed, OutOfStep where it went
-        elsewhere. Collective."""
+        elsewhere. Collective. In a turn, whoever serves the turns meets the other ranks for it."""
+        if self.size > 1 and this_turn() is not None:
+            self.any(False, place)
+            return
         places = self._together(place)
         if len(set(places.values())) > 1:
             raise out_of_step(places)

@@ -81,7 +81,7 @@ class _Inside:
     generator: torch.Generator | None
     kind: str
     wanted: bool | None  # whether its calls are written; None until `auto` knows how long it takes
-    together: bool = True  # whether the ranks that share weights still have all answers
+    together: bool = True  # whether the ranks that share the call still have all answers
     held: list[tuple[dict[str, Any], list[memoryview]]] = field(default_factory=list)
     begun: float = field(default_factory=time.monotonic)
     seconds: list[float] = field(default_factory=list)  # of each call, replayed or computed
@@ -94,8 +94,8 @@ class Replay:
     """Laid over the calls of the denoise stage's components, outermost: a call that is answered moves no weights.
 
     Other components run again: encoders take a second where a denoiser takes minutes, and decoders come last. Ranks
-    that hold one copy of a component together replay a call only where all of them have its answer: the first call that
-    one of them has to compute is computed by all, and so are those after it.
+    that hold one copy of a component together, or make one request (`makes_together`), replay a call only where all of
+    them have its answer: the first call that one of them has to compute is computed by all, and so are those after it.
     """
 
     def __init__(
@@ -106,6 +106,8 @@ class Replay:
         device: torch.device,
         lockstep: Lockstep,
         progress: Progress,
+        *,
+        makes_together: bool = False,
     ) -> None:
         self.kept = Kept()
         self._boundaries, self._device = boundaries, device
@@ -114,7 +116,8 @@ class Replay:
         self._steps = Steps(stock, self._overrides)
         self._components = [component for component in components if component.stage == "denoise"]
         # Also for those that are not sharded: they may call one that is.
-        self._shares = lockstep.size > 1 and any(component.is_sharded for component in self._components)
+        sharded = any(component.is_sharded for component in self._components)
+        self._shares = lockstep.size > 1 and (sharded or makes_together)
         self._off: str | None = None  # why nothing is logged on this pipeline
         # The first call of a component may set up what it then only reads (tables of angles), or begin to keep state:
         # the second call shows which. Until then, nothing is written that would be of no use.

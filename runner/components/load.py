@@ -26,6 +26,7 @@ from runner.components.skeleton import checkpoint_of, dtype_plan, skeleton, unus
 from runner.components.source import Source
 from runner.config import DYNAMIC, KNOBS, MeshConfig, PlacementConfig, Rest, RunConfig, Share
 from runner.errors import UserError
+from runner.team import PATIENCE, check_shard
 from runner.world import World, has_collectives
 from weights.agreement import Group, gather_int, group_of, node_group, size_of
 from weights.checkpoint import KeysDiffer, few
@@ -48,8 +49,9 @@ class Loading:
 @dataclass(frozen=True)
 class Groups:
     """Who shares weights with whom: the mesh of sharded components, for messages between those that hold one copy of
-    them, the ranks that map one node's host memory, and for what those of one copy read together. `engine` brings the
-    blocks of all offloaded components, and those of a node take `staging_bytes` of host memory for it."""
+    them or make one request (`in_step`), the ranks that map one node's host memory, and for what those of one copy read
+    together. `engine` brings the blocks of all offloaded components, and those of a node take `staging_bytes` of host
+    memory for it."""
 
     mesh: DeviceMesh | None = None
     in_step: Group = None
@@ -83,12 +85,14 @@ def build_groups(config: RunConfig, modules: Sequence[str], world: World) -> Gro
         raise UserError(f"share=shard: torch has no collectives on {world.device.type}; use share=replicate")
     configured = config.mesh.shard is not None or config.mesh.replicate is not None
     mesh = world.agreed(lambda: _mesh(config.mesh, world)) if sharded or configured else None
+    if mesh is not None and sharded:
+        check_shard(world.size, mesh.shape[-1], world.team)
     offloaded = [p for p in placements if _is_offloaded(p)]
     node = node_group() if world.size > 1 else None
     engine = offload.engine_for(world.device) if offloaded else None
     return Groups(
         mesh if sharded else None,
-        _in_step(mesh, world) if mesh is not None and sharded else None,
+        _in_step(mesh.shape[-1] if mesh is not None and sharded else 1, world),
         node,
         engine,
         world.agreed(lambda: _room_to_stage(engine, size_of(node))) if engine else 0,
@@ -124,12 +128,18 @@ def _room_to_stage(engine: offload.CopyEngine, num_ranks: int) -> int:
     return needed
 
 
-def _in_step(mesh: DeviceMesh, world: World) -> Group:
-    """The ranks that hold one copy, consecutive ones as `build_mesh` makes them."""
-    size = mesh.shape[-1]
+def _in_step(shard: int, world: World) -> Group:
+    """The ranks that hold one copy, and all of each team that has any of them: the larger of the two, since both are
+    consecutive ranks (as `build_mesh` makes them), and one is a multiple of the other. None where each rank is alone.
+
+    Other groups, which share nothing with this one, neither wait for it nor leave with it.
+    """
+    size = max(shard, world.team.size)
+    if size == world.team.size:
+        return world.team.control
     if size == world.size:
         return world.control
-    return group_of([range(first, first + size) for first in range(0, world.size, size)])
+    return group_of([range(first, first + size) for first in range(0, world.size, size)], PATIENCE)
 
 
 def _mesh(mesh: MeshConfig, world: World) -> DeviceMesh:

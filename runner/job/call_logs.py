@@ -32,11 +32,12 @@ class CallLogs:
         self._decides, self._time_left, self._always = decides, time_left, always
 
     def open(self, request: Request, *, is_filler: bool) -> Resume:
-        """To go on with. Filler work reads the log of the request that it repeats, and so makes no forward that the
-        ranks beside it do not need; it writes none, and leaves the stopping to them."""
+        """To go on with. Filler work, and the other ranks of a team, read the log of the request that they repeat, and
+        so make no forward that the ranks beside them do not need; they write none, and leave the stopping to those."""
         key = {"request": request.id, **self._decides}
-        log = CallLog(self.folder.call_log(request.id), key, writes=self._writes and not is_filler, say=say)
-        return Resume(log, (lambda: None) if is_filler else self._time_left, self._always)
+        leads = self._writes and not is_filler
+        log = CallLog(self.folder.call_log(request.id), key, writes=leads, say=say)
+        return Resume(log, self._time_left if leads else (lambda: None), self._always)
 
 
 def keep_only(folder: Folder, ids: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from runner.health.fault import is_device_failure, is_disk
 from runner.health.watch import Watch
 from runner.job.call_logs import CallLogs, keep_only, remove_logs_of, what_decides
 from runner.job.group_size import GroupSize
-from runner.job.results import Failed, Made, Repeat, Result, Settled, Stopped
+from runner.job.results import Failed, Made, Repeat, Result, Settled, Stopped, is_settled_by, of_team
 from runner.job.waves import Task, Wave, Waves
 from runner.media.outputs import fields_of
 from runner.media.save import Writing, save
@@ -46,7 +46,7 @@ def run_job(
     logs = _call_logs(pipeline, job, folder, watch)
     if world.rank == 0:
         keep_only(folder.files, [request.id for request in requests])
-    in_step = pipeline.lockstep.size
+    in_step = max(pipeline.lockstep.size // world.team.size, 1)  # teams
     tried = [request.id for request in requests if folder.state.attempts.get(request.id)]
     size = GroupSize(job.group, pipeline)
     waves = Waves(requests, [in_step] * (world.team.count // in_step), size.together, tried)
@@ -80,8 +80,8 @@ def _call_logs(pipeline: Pipeline, job: JobConfig, folder: JobFolder, watch: Wat
     if pipeline.replay is None:
         pipeline.log_calls()
     world = pipeline.world
-    decides, is_first = what_decides(world.device), world.rank == world.team.ranks[0]
-    return CallLogs(folder.files, decides, watch.time_left, always=job.resume_inside is True, writes=is_first)
+    decides, leads = what_decides(world.device), world.team.is_first
+    return CallLogs(folder.files, decides, watch.time_left, always=job.resume_inside is True, writes=leads)
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,19 @@ def _make_wave(wave: Wave, making: _Making, meter: Meter | None) -> list[Result]
         else:
             _switch_along(requests[0], pipeline)
         progress.waiting()
-        ranks = world.gather(mine)
-        results = [result for results in ranks for result in results]
+        results = _of_all_teams(world.gather(mine), world)
         progress.doing("record")
         folder.manifest.withdraw([result.request.id for result in results if isinstance(result, Repeat | Stopped)])
-        theirs = [result for rank, results in enumerate(ranks) if rank != world.rank for result in results]
+        recorded = {result.request.id for result in mine if is_settled_by(result, world.team)}
+        theirs = [result for result in results if result.request.id not in recorded]
         folder.manifest.settle(*_lines(theirs), folder.state.attempts)
     return results
+
+
+def _of_all_teams(by_rank: Sequence[Sequence[Result]], world: World) -> list[Result]:
+    size = world.team.size
+    teams = [by_rank[first : first + size] for first in range(0, world.size, size)]
+    return [result for team in teams for result in of_team(team)]
 
 
 def _lines(results: Sequence[Result]) -> tuple[list[ManifestLine], list[Failure]]:
@@ -176,7 +182,8 @@ def _settle(
     if result is None:
         return
     results.append(result)
-    _record(result, making.folder)
+    if is_settled_by(result, making.pipeline.world.team):
+        _record(result, making.folder)
     making.bar.update(isinstance(result, Made | Failed) + making.folder.manifest.collect())
 
 
@@ -198,6 +205,8 @@ def _result(
             return None
         for name, value in fields_of(made).items():  # pictures come from a decoder whose pixels were looked at
             require_finite(name, value)
+        if not pipeline.world.team.is_first:
+            return None  # the team's first rank has the same, and writes it
         saved = save(made, request, making.folder.files, Writing(making.job, pipeline.stock))
     except StoppedInside as stop:
         return None if task.is_filler else Stopped(request, stop.calls)
@@ -208,7 +217,7 @@ def _result(
         return Failed(request, _failure(request, pipeline, error)) if task.is_alone else Repeat(request, error)
     except Exception as error:
         # Whatever a model raises for one request is recorded with its place, and must not cost the others.
-        if ends_the_job(error, is_alone=pipeline.lockstep.size == 1):
+        if ends_the_job(error, is_alone=not pipeline.shares_weights):
             raise
         failure = _failure(request, pipeline, error)
         if isinstance(error, torch.OutOfMemoryError):

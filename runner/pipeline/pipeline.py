@@ -10,7 +10,7 @@ import torch
 import sharding
 from runner.calls.boundary import Boundaries, Timings
 from runner.calls.lift import Lift
-from runner.calls.lockstep import Lockstep
+from runner.calls.lockstep import END, Lockstep
 from runner.calls.meter import Meter
 from runner.calls.randomness import set_global_generators
 from runner.calls.replay import Replay, Resume
@@ -76,6 +76,11 @@ class Pipeline:
         self._boundaries.decisions = decisions
 
     @property
+    def shares_weights(self) -> bool:
+        """Whether other ranks hold parts of this one's weights."""
+        return self.lockstep.size > 1 and any(component.is_sharded for component in self.components)
+
+    @property
     def timings(self) -> Timings:
         return self._boundaries.timings
 
@@ -94,7 +99,16 @@ class Pipeline:
     def log_calls(self) -> Replay:
         """From now on, requests that are given a log go on where it ends."""
         boundaries, device = self._boundaries, self.world.device
-        self.replay = Replay(self.stock, self.components, boundaries, device, self.lockstep, self.progress)
+        together = self.world.team.size > 1
+        self.replay = Replay(
+            self.stock,
+            self.components,
+            boundaries,
+            device,
+            self.lockstep,
+            self.progress,
+            makes_together=together,
+        )
         return self.replay
 
     def __call__(self, request: Request, resume: Resume | None = None) -> Any:
@@ -129,7 +143,10 @@ class Pipeline:
 
         def body(request: Request, resume: Resume | None) -> Any:
             with self.lockstep.turn():
-                return self._made(own_shell(self.stock), request, resume)
+                output = self._made(own_shell(self.stock), request, resume)
+                if self.world.team.size > 1:  # nothing is written before all ranks of the team have it
+                    self.lockstep.meet(END)
+                return output
 
         bodies = [partial(body, *one) for one in zip(requests, resumes, strict=True)]
         switch = Switch(self.world.device, self.progress)

@@ -38,12 +38,13 @@ def _control() -> dist.ProcessGroup:
 
 
 def joined(world: TestWorld) -> World:
-    """The test's ranks as the runner's world."""
+    """The test's ranks as the runner's world, each a team of its own."""
     return World(world.rank, world.size, world.device, _control())
 
 
 def opened(world: TestWorld, path: Path, *overrides: str) -> Pipeline:
-    return open_pipeline(load_config(None, [f"model.path={path}", *overrides]), joined(world))
+    config = load_config(None, [f"model.path={path}", *overrides])
+    return open_pipeline(config, joined(world).in_teams(config.mesh.guidance, config.mesh.context))
 
 
 def component_names(family: str, path: Path, placed: str) -> list[str]:
@@ -97,7 +98,7 @@ def run_prompts(
     """Run a job, its requests one by one unless `group` is set; what became of them in order, and the pictures by
     prompt and seed."""
     settings.setdefault("group", 1)
-    job, ranks = JobConfig(output=str(output), format=Format.npy, **settings), joined(world)
+    job, ranks = JobConfig(output=str(output), format=Format.npy, **settings), pipeline.world
     with taken(job, {}, ranks) as folder:
         last_line, limits = LastLine(folder.run_file, pipeline.progress), Limits(timeout=60, grace=10)
         with watching(ranks, pipeline.progress, last_line, limits, StopFile(output / "stop")) as watch:

@@ -1,0 +1,162 @@
+"""Ranks that make one request together: one picture with the stock bits, one record, one failure."""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from runner.errors import UserError
+from runner.job.prompts import Prompt
+from runner.job.results import Failed, Made
+from runner.output.folder import Folder
+from runner.output.manifest import Manifest
+from runner.pipeline.pipeline import Pipeline
+from tests import tiny
+from tests.distributed.placed import joined, opened, request_of, run_prompts, stock_bits
+from tests.ranks import World, on_ranks
+
+FAMILY = "qwenimage"  # calls its transformer once with the prompt, once with the negative one
+SHARDED = "placement.transformer.share=shard"
+
+
+@pytest.fixture
+def path(tiny_root: Path) -> Path:
+    return tiny.build(FAMILY, tiny_root)  # not on the ranks: there, transformers writes weights on rank 0 only
+
+
+def prompts_of(number: int) -> list[Prompt]:
+    requests = [request_of(FAMILY, index) for index in range(number)]
+    return [Prompt(request.prompt, request.seed, dict(request.call)) for request in requests]
+
+
+def expect_stock_pictures(pictures: dict[Any, np.ndarray], path: Path, numbers: list[int]) -> None:
+    """Request i is the family's, with seed i."""
+    assert sorted(seed for _, seed in pictures) == numbers
+    for (_, seed), picture in pictures.items():
+        assert np.array_equal(picture, stock_bits(FAMILY, path, seed).numpy()), seed
+
+
+def expect_recorded(output: Path, made: int, failed: int) -> None:
+    state = Manifest(Folder(output)).recover()
+    assert (len(state.finished), len(state.failures)) == (made, failed)
+    assert set(state.attempts.values()) <= {1}, "a try that another rank ended does not count"
+    assert len(list(output.glob("**/*.npy"))) == made
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["mesh.guidance=2"],
+        ["mesh.guidance=2", SHARDED],
+        ["mesh.guidance=2", "placement.transformer.rest=disk"],
+    ],
+    ids=["whole", "sharded across", "from disk"],
+)
+@pytest.mark.parametrize("group", [1, 2])
+@on_ranks(2)
+def test_a_team_makes_each_request_once(world: World, path: Path, overrides: list[str], group: int) -> None:
+    pipeline = opened(world, path, *overrides)
+    settled, pictures = run_prompts(world, pipeline, world.tmp_path / "out", prompts_of(3), group=group)
+    assert [type(result) for result in settled] == [Made] * 3
+    assert {result.line.rank for result in settled if isinstance(result, Made)} == {0}
+    if world.rank == 0:
+        expect_stock_pictures(pictures, path, [0, 1, 2])
+        expect_recorded(world.tmp_path / "out", 3, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "in_step"),
+    [
+        (["mesh.guidance=2"], 2),
+        (["mesh.guidance=4"], 4),
+        (["mesh.guidance=2", SHARDED], 4),
+        (["mesh.guidance=2", SHARDED, "mesh.shard=2"], 2),
+        (["mesh.guidance=4", SHARDED, "mesh.shard=2"], 4),
+    ],
+    ids=["two teams", "one team", "a copy over two teams", "a copy a team", "two copies in a team"],
+)
+@on_ranks(4)
+def test_teams_and_sharded_copies_keep_in_step(world: World, path: Path, overrides: list[str], in_step: int) -> None:
+    pipeline = opened(world, path, *overrides)
+    assert pipeline.lockstep.size == in_step
+    settled, pictures = run_prompts(world, pipeline, world.tmp_path / "out", prompts_of(3))
+    assert [type(result) for result in settled] == [Made] * 3
+    firsts = {0} if pipeline.world.team.size == 4 else {0, 2}
+    assert {result.line.rank for result in settled if isinstance(result, Made)} == firsts
+    if world.rank == 0:
+        expect_stock_pictures(pictures, path, [0, 1, 2])
+        expect_recorded(world.tmp_path / "out", 3, 0)
+
+
+@contextmanager
+def failing(pipeline: Pipeline, rank: int, seed: int, error: Exception) -> Iterator[None]:
+    """Between two calls of the denoiser, on one rank alone, in the request of this seed."""
+    owner = type(pipeline.stock.scheduler)
+    plain = owner.step
+
+    @functools.wraps(plain)
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        request = pipeline.progress.request
+        if pipeline.world.rank == rank and request is not None and request.seed == seed and self.step_index:
+            raise error
+        return plain(self, *args, **kwargs)
+
+    owner.step = step
+    try:
+        yield
+    finally:
+        owner.step = plain
+
+
+@pytest.mark.parametrize("group", [1, 3])
+@pytest.mark.parametrize("placement", [[], [SHARDED]], ids=["whole", "sharded"])
+@pytest.mark.parametrize("culprit", [0, 1])
+@on_ranks(2)
+def test_a_failure_on_any_rank_of_a_team_is_its_requests(
+    world: World, path: Path, culprit: int, placement: list[str], group: int
+) -> None:
+    pipeline = opened(world, path, "mesh.guidance=2", *placement)
+    with failing(pipeline, culprit, 1, ValueError("a hiccup")):
+        settled, pictures = run_prompts(world, pipeline, world.tmp_path / "out", prompts_of(3), group=group)
+    failures = [result.failure for result in settled if isinstance(result, Failed)]
+    assert [(failure.seed, failure.error, failure.message) for failure in failures] == [(1, "ValueError", "a hiccup")]
+    if world.rank == 0:
+        expect_stock_pictures(pictures, path, [0, 2])
+        expect_recorded(world.tmp_path / "out", 2, 1)
+
+
+@pytest.mark.slow
+@on_ranks(4)
+def test_another_team_in_step_makes_its_request_again(world: World, path: Path) -> None:
+    pipeline = opened(world, path, "mesh.guidance=2", SHARDED)
+    with failing(pipeline, 3, 1, ValueError("a hiccup")):
+        settled, pictures = run_prompts(world, pipeline, world.tmp_path / "out", prompts_of(4))
+    failures = [result.failure for result in settled if isinstance(result, Failed)]
+    assert [(failure.seed, failure.error) for failure in failures] == [(1, "ValueError")]
+    if world.rank == 0:
+        expect_stock_pictures(pictures, path, [0, 2, 3])
+        expect_recorded(world.tmp_path / "out", 3, 1)
+
+
+@on_ranks(2)
+def test_lack_of_memory_on_one_rank_of_a_team_ends_one_request(world: World, path: Path) -> None:
+    pipeline = opened(world, path, "mesh.guidance=2")
+    with failing(pipeline, 1, 1, torch.OutOfMemoryError("the device is full")):
+        settled, pictures = run_prompts(world, pipeline, world.tmp_path / "out", prompts_of(3))
+    failures = [result.failure for result in settled if isinstance(result, Failed)]
+    assert [(failure.seed, failure.error) for failure in failures] == [(1, "OutOfMemoryError")]
+    if world.rank == 0:
+        expect_stock_pictures(pictures, path, [0, 2])
+
+
+@on_ranks(2)
+def test_what_cannot_be_is_refused_on_all_ranks(world: World, path: Path) -> None:
+    with pytest.raises(UserError, match=r"mesh.guidance=3 x mesh.context=1 makes teams of 3 .*mesh.guidance=2"):
+        opened(world, path, "mesh.guidance=3")
+    joined(world).gather(None)  # nobody waits for another one

@@ -1,0 +1,70 @@
+"""Teams: which ranks form one, in what order, and which divisions of the ranks are refused."""
+
+from dataclasses import replace
+
+import pytest
+
+from runner.errors import UserError
+from runner.team import Team, check_division, check_shard, place_in_team, team_mesh
+from runner.world import World
+from sharding import fake_world
+from weights.agreement import ranks_of
+
+
+def test_each_rank_is_a_team_of_its_own_until_asked() -> None:
+    world = World(3, 8, "cpu")  # type: ignore[arg-type]
+    assert world.team == Team(3, 8, (3,)) and world.team.is_first
+    assert (world.team.index, world.team.count, world.team.size) == (3, 8, 1)
+    assert world.team.guidance_group is world.team.context_mesh is world.team.control is None
+
+
+@pytest.mark.parametrize("size", [64, 512])
+@pytest.mark.parametrize(("guidance", "context"), [(2, 1), (1, 4), (2, 4), (4, 8)])
+def test_consecutive_ranks_form_a_team_with_context_innermost(size: int, guidance: int, context: int) -> None:
+    members = guidance * context
+    for rank in (0, 1, members - 1, members, size // 2 + 3, size - 1):
+        with fake_world(size, rank):
+            team = place_in_team(rank, size, guidance, context)
+            team = replace(team, mesh=team_mesh("cpu", team))
+            assert team.ranks == tuple(range(team.index * members, (team.index + 1) * members)) and rank in team.ranks
+            assert rank == team.index * members + team.guidance_index * context + team.context_index
+            assert (team.count, team.is_first) == (size // members, rank % members == 0)
+            if guidance > 1:
+                assert ranks_of(team.guidance_group) == list(team.ranks[team.context_index :: context])
+            else:
+                assert team.guidance_group is None
+            if context > 1:
+                first = team.ranks[0] + team.guidance_index * context
+                assert team.context_mesh is not None and team.context_mesh.mesh_dim_names == ("ring", "ulysses")
+                assert team.context_mesh.mesh.tolist() == [list(range(first, first + context))]
+            else:
+                assert team.context_mesh is None
+
+
+@pytest.mark.parametrize(
+    ("size", "guidance", "context", "fits"),
+    [
+        (4, 3, 1, "mesh.guidance=2 mesh.context=1 does"),
+        (1, 2, 1, "mesh.guidance=1 mesh.context=1 does"),
+        (8, 3, 2, "mesh.guidance=2 mesh.context=2 does"),
+        (8, 2, 3, "mesh.guidance=2 mesh.context=2 does"),
+        (6, 2, 2, "mesh.guidance=1 mesh.context=2 does"),
+    ],
+)
+def test_teams_that_do_not_divide_the_ranks_are_refused_with_those_that_do(
+    size: int, guidance: int, context: int, fits: str
+) -> None:
+    with pytest.raises(UserError, match=f"teams of {guidance * context} ranks, which {size} .*{fits}"):
+        check_division(size, guidance, context)
+
+
+@pytest.mark.parametrize(
+    ("shard", "fits"), [(1, None), (2, None), (3, "1 or 2 or 4 or 12"), (4, None), (6, "1 or 2 or 4 or 12"), (12, None)]
+)
+def test_a_sharded_copy_is_whole_teams_or_lies_within_one(shard: int, fits: str | None) -> None:
+    team = place_in_team(0, 12, 2, 2)
+    if fits is None:
+        check_shard(12, shard, team)
+        return
+    with pytest.raises(UserError, match=f"mesh.shard={shard} cuts through teams of 4 ranks .*mesh.shard={fits} does"):
+        check_shard(12, shard, team)
