@@ -33,6 +33,7 @@ class Progress:
     switches: int = 0  # to another request of a group
     told: float = 0.0  # when the listener was told of a switch
     listener: Callable[[], None] = field(default=lambda: None, repr=False)  # told when another request begins
+    turns_to: Callable[[Request], None] | None = field(default=None, repr=False)  # told of every switch
 
     def doing(self, stage: str, component: str | None = None) -> None:
         self.stage, self.component = stage, component
@@ -40,6 +41,8 @@ class Progress:
     def making(self, request: Request) -> None:
         """From now on this rank makes a request, until `waiting` or `doing` something else."""
         self.stage, self.component, self.request = "start", None, request
+        if self.turns_to is not None:
+            self.turns_to(request)
         self.listener()
 
     def calling(self, stage: str, component: str) -> None:
@@ -55,6 +58,8 @@ class Progress:
         is laid to the request that it told of last), but not of each of a thousand a second."""
         self.stage, self.component, self.request = at.stage, at.component, at.request
         self.switches += 1
+        if self.turns_to is not None and at.request is not None:
+            self.turns_to(at.request)
         if (now := monotonic()) - self.told > SOON:
             self.told = now
             self.listener()

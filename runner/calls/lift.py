@@ -129,10 +129,7 @@ class Lift:
             if meter is not None:
                 meter.end()
         finally:
-            for turn in self._turns:
-                if not turn.is_over:
-                    self._throw(turn, Abandoned())
-            self._turns = []
+            self._abandon()
 
     def _next(self, waiting: Sequence[Turn]) -> Place:
         inside = sorted({turn.place for turn in waiting if turn.place.is_inside})
@@ -206,6 +203,16 @@ class Lift:
             turn.error = error
         if not isinstance(error, Abandoned):
             self._tell(turn)
+
+    def _abandon(self) -> None:
+        """Those that are not over, where something ends the group; what is blamed is where the turn that ran is."""
+        ran = self._switch.running
+        for turn in self._turns:
+            if not turn.is_over:
+                self._throw(turn, Abandoned())
+        if ran is not None:
+            self._switch.to(ran, is_inside=True)
+        self._turns = []
 
     def _tell(self, turn: Turn) -> None:
         if turn.error is not None and not isinstance(turn.error, Exception):  # Ctrl-C is for the whole job

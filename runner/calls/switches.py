@@ -37,6 +37,11 @@ class Switch:
         self._running: Kept | None = None
         self._owner: Kept | None = None  # whose numpy's and Python's generators are in place
 
+    @property
+    def running(self) -> Kept | None:
+        """What the turn that runs keeps, or ran last."""
+        return self._running
+
     def to(self, kept: Kept, *, is_inside: bool) -> None:
         """The turn that keeps `kept` is about to go on; `is_inside`: at a block."""
         if self._running is not kept:

@@ -2,20 +2,22 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from runner.errors import ExitCode
-from runner.health.fault import Fault
+from runner.health.fault import Fault, Status
 from runner.health.stderr import say
 from runner.health.torchrun import tell_agent
 from runner.output.manifest import Manifest
 from runner.output.run_file import RunFile
+from runner.output.turn_file import LastTurn, last_turn
 from runner.progress import Progress
 
 SECONDS = 5.0  # a network file system may be what was lost
+SECONDS_TO_LOOK = 1.0  # for what is good to know
 
 
 class LastLine:
@@ -44,6 +46,18 @@ class LastLine:
                 claim.unlink()
 
         within(SECONDS, write)
+
+    def where_it_was(self, lost: Status) -> Status:
+        """With the request of a rank that was killed in a group: others have had their turn since it told of one."""
+        found: list[LastTurn | None] = []
+        if self.run_file is not None:
+            path = self.run_file.folder.turn_of(lost.rank)
+            within(SECONDS_TO_LOOK, lambda: found.append(last_turn(path)))
+        wave = {request.id: request for request in self._progress.wave}
+        if not found or found[0] is None or found[0].running not in wave:
+            return lost
+        request = wave[found[0].running]
+        return replace(lost, request=request.id, prompt=request.title[:60])
 
     def stopped(self, reason: str) -> None:
         """The wave in progress is given up."""

@@ -163,7 +163,7 @@ class Watch:
             self._waiting.leave_out(link)
             if not link.said_bye:
                 cause = "its process ended without a word (killed, out of memory, or crashed)"
-                self._end(Fault.at(link.status, cause, by_request=True))
+                self._end(Fault.at(self.last_line.where_it_was(link.status), cause, by_request=True))
             return
         for message in messages:
             self._heed(link, message)

@@ -2,7 +2,8 @@
 
 import socket
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -29,6 +30,7 @@ from runner.media.save import Writing, save
 from runner.numerics import made_on
 from runner.output.job_folder import JobFolder
 from runner.output.lines import Failure, ManifestLine
+from runner.output.turn_file import TurnFile
 from runner.pipeline.pipeline import Pipeline
 from runner.request import Request
 from runner.world import World
@@ -165,7 +167,22 @@ def _make_group(tasks: Sequence[Task], making: _Making, results: list[Result], m
     def is_stopping() -> bool:
         return making.watch.stop_reason is not None
 
-    making.pipeline.make_together(requests, resumes, ended, is_stopping, meter)
+    with _turns_noted(tasks, making):
+        making.pipeline.make_together(requests, resumes, ended, is_stopping, meter)
+
+
+@contextmanager
+def _turns_noted(tasks: Sequence[Task], making: _Making) -> Iterator[None]:
+    """Should this rank be killed, the next run knows whose turn it was."""
+    progress = making.pipeline.progress
+    group = [task.request.id for task in tasks if not task.is_filler]
+    file = TurnFile(making.folder.files.turn_of(progress.rank), group)
+    progress.turns_to = lambda request: file.running(request.id)
+    try:
+        yield
+    finally:
+        progress.turns_to = None
+        file.close()
 
 
 def _settle(

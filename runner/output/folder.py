@@ -103,6 +103,14 @@ class Folder:
         run does."""
         return self.path / f".fault-{run}.tmp"
 
+    def turn_of(self, rank: int | str) -> Path:
+        """Whose turn it is in the group that the rank makes. Temporary: the next run reads it, and removes it."""
+        return self.path / f".turn-of-rank-{rank}.tmp"
+
+    def turns(self) -> list[Path]:
+        """Those that ranks left that were killed."""
+        return sorted(self.path.glob(self.turn_of("*").name))
+
     def temporary(self) -> list[Path]:
         """What a dead run left half written."""
         inside = (file for place in (self.path, self.images) for file in place.glob(".*"))

@@ -21,6 +21,7 @@ from runner.output.folder import Folder
 from runner.output.journal import Journal, JsonObject
 from runner.output.lines import Failure, ManifestLine, OutputFile
 from runner.output.rank_results import RankResults, Results
+from runner.output.turn_file import not_to_blame
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,11 @@ class Manifest:
         """What a run that takes the folder over finds, after mending it. Only under the folder's lock.
 
         Temporary files of a dead run go; so do damaged lines, and the lines whose file is missing, cut short or
-        altered: those requests are made again. What its other ranks had finished comes into the journals.
+        altered: those requests are made again. What its other ranks had finished comes into the journals. Of a group
+        that was killed, only the request whose turn it was has been tried in vain.
         """
         others = self._news()
+        self.withdraw(not_to_blame(self.folder.turns()))
         notes = [f"{len(stale)} temporary file(s) of a dead run removed"] if (stale := self._remove_stale()) else []
         objects, torn = self._finished.lines()
         lines = [line for line in map(ManifestLine.from_json, objects) if line is not None]

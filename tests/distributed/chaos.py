@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
+GENERATE = ROOT / "scripts" / "generate.py"
 TIMEOUT = 10  # job.timeout_seconds: what a stopped rank costs
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 
@@ -34,14 +35,16 @@ class Row:
 class Job:
     """A torchrun agent with its ranks, on an output folder."""
 
-    def __init__(self, output: Path, arguments: list[str], num_ranks: int, *, log: Path | None = None) -> None:
+    def __init__(
+        self, output: Path, arguments: list[str], num_ranks: int, *, log: Path | None = None, script: Path = GENERATE
+    ) -> None:
         self.output, self.num_ranks = output, num_ranks
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
         self.log = log or output.with_name(f"{output.name}.log")
         with self.log.open("ab") as stream:
             self.agent = psutil.Popen(
-                [sys.executable, *torchrun, str(ROOT / "scripts" / "generate.py"), *arguments,
-                 f"job.output={output}", f"job.timeout_seconds={TIMEOUT}", "job.max_attempts=1000"],
+                [sys.executable, *torchrun, str(script), f"job.output={output}",
+                 f"job.timeout_seconds={TIMEOUT}", "job.max_attempts=1000", *arguments],
                 cwd=ROOT, env=ENVIRONMENT, stdout=stream, stderr=stream,
             )  # fmt: skip
         self._seen: dict[int, psutil.Process] = {}

@@ -121,6 +121,12 @@ def stock_bits(family: str, path: Path, index: int, output_type: str = "np") -> 
 
 
 @functools.cache
+def stock_picture(path: Path, prompt: str, seed: int) -> np.ndarray:
+    """Of a Flux pipeline, for another prompt than those of its family."""
+    return np.asarray(tiny.call_stock(stock_of(path), tiny.FAMILIES["flux"], prompt, seed)[0])
+
+
+@functools.cache
 def stock_of(path: Path) -> Any:
     """The stock pipeline on the device that the ranks compute on. One for all calls, to be left as it is."""
     return new_stock_of(path)

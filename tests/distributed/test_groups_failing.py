@@ -23,7 +23,7 @@ from runner.output.manifest import Manifest
 from runner.pipeline.pipeline import Pipeline
 from tests import tiny
 from tests.distributed.chaos import Job, lines
-from tests.distributed.placed import call, opened, request_of, run_prompts, stock_bits, stock_of
+from tests.distributed.placed import call, opened, request_of, run_prompts, stock_bits, stock_picture
 from tests.ranks import World, on_ranks
 
 PROMPTS = ("a red fox in the deep snow", "blue whale under a bright moon", "the culprit", "an old clock on the wall")
@@ -81,15 +81,7 @@ def expect_all_but_the_culprit(world: World, pipeline: Pipeline, path: Path, pro
     tries = {id: number for id, number in state.attempts.items() if id not in state.finished}
     assert set(tries.values()) == {1}, "and no other loses a try"
     for (prompt, seed), picture in pictures.items():
-        assert np.array_equal(picture, expected(path, str(prompt), seed)), (prompt, seed)
-
-
-@functools.cache
-def expected(path: Path, prompt: str, seed: int) -> np.ndarray:
-    call = tiny.FAMILIES["flux"].call
-    with torch.inference_mode():
-        generator = torch.Generator().manual_seed(seed)
-        return stock_of(path)(prompt, **call, generator=generator, output_type="np").images[0]
+        assert np.array_equal(picture, stock_picture(path, str(prompt), seed)), (prompt, seed)
 
 
 @pytest.mark.parametrize("where", PLACES)
@@ -216,7 +208,7 @@ def test_who_finds_no_memory_in_a_group_is_made_again_alone(world: World, path: 
     finally:
         attention.forward = plain
     assert len(pictures) == 4 and not any(isinstance(result, Failed) for result in results) and len(results) == 4
-    assert np.array_equal(pictures["the culprit", 2], expected(path, "the culprit", 2))
+    assert np.array_equal(pictures["the culprit", 2], stock_picture(path, "the culprit", 2))
 
 
 @on_ranks(1, 2)
@@ -238,7 +230,7 @@ def test_auto_measures_the_first_request_and_makes_the_others_together(world: Wo
     assert len(results) == len(pictures) == 8 * world.size and not any(isinstance(r, Failed) for r in results)
     assert pipeline.group["chosen"] > 2 and pipeline.group["ranks"][0]["components"]["transformer"]["passes"] == 3
     for (prompt, seed), picture in pictures.items():
-        assert np.array_equal(picture, expected(path, str(prompt), seed)), seed
+        assert np.array_equal(picture, stock_picture(path, str(prompt), seed)), seed
 
 
 @on_ranks(1)
