@@ -17,6 +17,8 @@ from offload.placeholder import is_described
 _OURS = frozenset(
     {"torch", "weights", "sharding", "offload", "lora", "runner"}
 )  # whose hooks keep nothing between calls
+# Where transformers records hidden states: in a context variable, and for the length of a call.
+_RECORDS = "transformers.utils.output_capturing"
 _OWN = frozenset(vars(nn.Module()))  # what every module has: hooks, parameters, flags
 _KEEPS = (torch.Tensor, list, dict, set)
 
@@ -31,15 +33,16 @@ def why_stateful(module: nn.Module) -> str | None:
         if hasattr(inner, "_hf_hook"):
             return f"accelerate's {type(inner._hf_hook).__name__} on a {where}"
         for foreign in (*inner._forward_pre_hooks.values(), *inner._forward_hooks.values()):
-            if _package(foreign) not in _OURS:
+            if not _keeps_nothing(foreign):
                 return f"the hook {getattr(foreign, '__qualname__', foreign)} on a {where}"
     return None
 
 
-def _package(hook: Any) -> str:
+def _keeps_nothing(hook: Any) -> bool:
     hook = getattr(hook, "func", hook)  # functools.partial
     hook = getattr(hook, "__func__", hook)
-    return (getattr(hook, "__module__", None) or type(hook).__module__).partition(".")[0]
+    module = getattr(hook, "__module__", None) or type(hook).__module__
+    return module == _RECORDS or module.partition(".")[0] in _OURS
 
 
 @dataclass(frozen=True)

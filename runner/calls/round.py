@@ -1,0 +1,321 @@
+"""The calls of one request whose results nobody has needed yet. See [Note: rounds] in runner/calls/rounds.py."""
+
+import weakref
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_unflatten
+
+from runner.calls.deferred import Deferred, Later, become, deferred_in, release, there
+from runner.calls.exchange import Parcel, exchange
+from runner.calls.glue import Function, Need, Shapes
+from runner.calls.learning import Knowledge, Learned, described
+from runner.calls.lockstep import Lockstep, PeerLeft
+from runner.calls.randomness import where_they_stand
+from runner.calls.round_figures import RoundFigures
+from runner.calls.signature import Spec, Unknown, signature_of
+from runner.calls.snapshot import Snapshot, modes_of_now
+from runner.components.component import Component
+from weights.agreement import Group, gather_int, rank_in, size_of
+
+Compute = Callable[..., Any]
+Together = Callable[[Sequence[Callable[[], Any]]], list[Any]]
+
+
+class ResultsDiffer(PeerLeft):
+    """A call did not give what the first one of its kind gave. All ranks leave, and make the request again."""
+
+
+@dataclass
+class Shared:
+    """What all rounds of a pipeline go by.
+
+    `team`: the ranks that share out a request's calls, and tell each other what they hold; `group` the same ranks, to
+    exchange results on their device. `lockstep`: all that keep in step with this rank, its team among them; they meet
+    before results are exchanged. `sharded`: the components whose weights ranks share; `moving`: those whose weights
+    come up anew at each call; `together` makes calls of one in a single pass."""
+
+    lockstep: Lockstep
+    device: torch.device
+    team: Group = None
+    group: Group = None
+    sharded: frozenset[str] = frozenset()
+    moving: frozenset[str] = frozenset()
+    together: Together = lambda calls: [call() for call in calls]
+    shapes: Shapes = field(default_factory=Shapes)
+    figures: RoundFigures = field(default_factory=RoundFigures)
+
+    @property
+    def size(self) -> int:
+        return size_of(self.group)
+
+    @property
+    def rank(self) -> int:
+        return rank_in(self.group)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether ranks that make other requests keep in step too."""
+        return self.lockstep.size > self.size
+
+
+@dataclass(eq=False)
+class Call:
+    """One of a round. `owner`: whose it is; None where every rank makes it. `leaves` of its result, once it is made."""
+
+    learned: Learned
+    compute: Callable[[], Any]
+    owner: int | None = None
+    leaves: list[Any] | None = None
+    results: list[weakref.ref[Deferred]] = field(default_factory=list)
+    is_other: bool = False  # it did not give what was learned
+
+    @property
+    def places(self) -> list[int]:
+        """Of the tensors among the leaves, each once."""
+        learned = self.learned
+        return [
+            place
+            for place, (leaf, first) in enumerate(zip(learned.leaves, learned.first, strict=True))
+            if isinstance(leaf, Spec) and first == place
+        ]
+
+    def hand_out(self, round_: "Round") -> Any:
+        made = {place: Deferred(self.learned.leaves[place], round_) for place in self.places}
+        self.results = [weakref.ref(one) for one in made.values()]
+        leaves = [
+            made[first] if isinstance(leaf, Spec) else leaf
+            for leaf, first in zip(self.learned.leaves, self.learned.first, strict=True)
+        ]
+        return tree_unflatten(leaves, self.learned.tree)
+
+    def take(self, output: Any) -> bool:
+        """What it gave; whether that is what was learned."""
+        tree, kinds, self.leaves = described(output)
+        self.is_other = tree != self.learned.tree or kinds != self.learned.leaves
+        return not self.is_other
+
+
+class Round:
+    """The calls of one request whose results nobody has needed yet, and what was put off since."""
+
+    def __init__(self, shared: Shared, known: Knowledge, generator: torch.Generator | None) -> None:
+        self.known = known
+        self._shared, self._generator = shared, generator
+        self._component: Component | None = None
+        self._calls: list[Call] = []
+        self._later: list[Later] = []
+        self._after: list[Callable[[float], None]] = []
+
+    # A call.
+
+    def call(self, component: Component, compute: Compute, args: Any, kwargs: Any, reason: str | None) -> Any:
+        """`reason`: why this call may not be another rank's."""
+        name = component.name
+        deferred = deferred_in((args, kwargs))
+        if self._calls and (component is not self._component or deferred):
+            self.end(f"an argument of {name}")
+        if deferred:
+            args, kwargs = there((args, kwargs))
+        self._component = component
+        if (reason := reason or self.known.serial.get(name)) is not None:
+            return self._alone(reason, compute, args, kwargs)
+        try:
+            signature = signature_of(args, kwargs)
+        except Unknown as error:
+            return self._alone(str(error), compute, args, kwargs)
+        learned = self.known.calls.get((name, signature))
+        if not self._all_know(learned, name):
+            return self._learn(component, signature, compute, (args, kwargs))
+        assert learned is not None
+        self._end_before_other_blocks(learned)
+        call = Call(learned, partial(compute, *args, **kwargs))
+        if self.known.widest.get(name, 1) > 1:
+            call.owner = len(self._calls) % self._shared.size
+        if call.owner is None or (
+            call.owner == self._shared.rank and not self._is_put_off(call, compute, args, kwargs)
+        ):
+            output = call.compute()
+            if not call.take(output) and (call.owner is None or self._shared.group is None):
+                del self.known.calls[name, signature]  # every rank sees it
+                self.end("a result of another kind")
+                return output
+        self._calls.append(call)
+        return call.hand_out(self)
+
+    def _is_put_off(self, call: Call, compute: Compute, args: Any, kwargs: Any) -> bool:
+        """Where several calls of this rank can share a pass over the weights; it keeps what it is called with then."""
+        assert self._component is not None
+        name = self._component.name
+        if name not in self._shared.moving or self.known.widest.get(name, 1) <= self._shared.size:
+            return False
+        if (modes := modes_of_now(self._shared.device.type)) is None:
+            return False
+        args, kwargs = Snapshot().of((args, kwargs))
+        call.compute = modes.around(partial(compute, *args, **kwargs))
+        return True
+
+    def _end_before_other_blocks(self, learned: Learned) -> None:
+        assert self._component is not None
+        if (
+            self._calls
+            and self._component.name in self._shared.sharded
+            and learned.blocks != self._calls[0].learned.blocks
+        ):
+            self.end("it runs other blocks")
+
+    def _alone(self, reason: str, compute: Compute, args: Any, kwargs: Any) -> Any:
+        """A call that every rank makes, and whose result is there at once."""
+        assert self._component is not None
+        self.end(reason)
+        self._shared.figures.serial(self._component.name, reason)
+        return compute(*args, **kwargs)
+
+    def _all_know(self, learned: Learned | None, name: str) -> bool:
+        shared = self._shared
+        if shared.is_mixed and (shared.group is not None or name in shared.sharded):
+            return not self._any(learned is None, f"a call of {name}")
+        return learned is not None
+
+    def _learn(self, component: Component, signature: Hashable, compute: Compute, inputs: Any) -> Any:
+        name = component.name
+        made = partial(compute, *inputs[0], **inputs[1])
+        output = self.known.learn(component, signature, made, inputs, self._shared.device, self._generator)
+        learned = self.known.calls.get((name, signature))
+        if learned is None:
+            self.end(self.known.serial.get(name, "it set something up"))
+            return output
+        self._end_before_other_blocks(learned)
+        call = Call(learned, lambda: output)
+        call.take(output)
+        self._calls.append(call)
+        return call.hand_out(self)
+
+    # What the glue does meanwhile.
+
+    def put_off(self, function: Function, args: Any, kwargs: Any, needs: Need) -> Any:
+        if not self._calls:
+            return NotImplemented
+        inputs = (args, kwargs)
+        mixes = needs is Need.LATER_WITH_OTHERS or _has_plain(inputs)
+        if mixes and not self._may_widen:
+            return NotImplemented
+        if "out" in kwargs or (results := self._shared.shapes.of(function, args, kwargs, self._shared.device)) is None:
+            return NotImplemented
+        later = Later(function, *Snapshot().of(inputs)) if mixes else Later(function, args, kwargs)
+        self._later.append(later)
+        return later.results(results, self)
+
+    @property
+    def _may_widen(self) -> bool:
+        """Whether another call is expected before a result is needed. Arithmetic is put off only then: it would end
+        most rounds at once, and costs more to put off than it costs."""
+        assert self._component is not None
+        is_learning = self._calls[-1].owner is None
+        widest = self.known.widest.get(self._component.name, 0)
+        return len(self._calls) < widest or (is_learning and widest == 0)
+
+    # The end.
+
+    def after(self, kept: Callable[[float], None]) -> None:
+        """Call this, with the seconds that it took, when the last call's result is there: now, or at the end."""
+        if self._calls:
+            self._after.append(kept)
+        else:
+            kept(0.0)
+
+    def end(self, why: str) -> None:
+        """Have all results there, on all ranks."""
+        if not self._calls:
+            return
+        calls, self._calls = self._calls, []
+        later, self._later = self._later, []
+        after, self._after = self._after, []
+        component, begun = self._component, perf_counter()
+        assert component is not None
+        name = component.name
+        self.known.widest[name] = max(self.known.widest.get(name, 0), len(calls))
+        shared_out = [call for call in calls if call.owner is not None]
+        crossed = self._settle(shared_out, len(calls)) if shared_out else 0
+        seconds = perf_counter() - begun
+        self._shared.figures.round(name, len(calls), len(shared_out), crossed, seconds, why)
+        for call in calls:
+            assert call.leaves is not None
+            for place, held in zip(call.places, release(call.results), strict=True):
+                if held is not None:
+                    become(held, call.leaves[place])
+        for one in later:
+            one.run()
+        for kept in after:
+            kept(seconds / len(calls))
+
+    def abandon(self) -> None:
+        """The request is over: nobody needs what is pending."""
+        self._calls, self._later, self._after = [], [], []
+
+    def _settle(self, calls: Sequence[Call], width: int) -> int:
+        """Have the results of calls that are shared out; how many bytes crossed."""
+        self._make_put_off(calls)
+        held = [
+            [place for place, one in zip(call.places, call.results, strict=True) if one() is not None] for call in calls
+        ]
+        if any(call.is_other for call in calls) if self._shared.group is None else self._meet(calls, width, held):
+            self._leave()
+        if self._shared.group is None:
+            return 0
+        parcels = [
+            (call, p, Parcel(call.owner or 0, call.learned.leaves[p], call.leaves[p] if call.leaves else None))
+            for call, places in zip(calls, held, strict=True)
+            for p in places
+        ]
+        crossed = exchange([parcel for _, _, parcel in parcels], self._shared.group)
+        for call in calls:
+            call.leaves = list(call.leaves or call.learned.leaves)
+        for call, p, parcel in parcels:
+            assert call.leaves is not None
+            call.leaves[p] = parcel.value
+        return crossed
+
+    def _meet(self, calls: Sequence[Call], width: int, held: list[list[int]]) -> bool:
+        """The ranks say where they are, where their generators stand, and which results anyone still holds: they part
+        here, with a reason, and not in a collective. Whether a call of any did not give what was learned."""
+        shared = self._shared
+        assert self._component is not None
+        place = f"the end of a round of {width} calls of {self._component.name}, results {held}"
+        stand = where_they_stand(shared.device, self._generator)
+        is_other = any(call.is_other for call in calls)
+        if not shared.is_mixed:
+            return self._any(is_other, f"{place}, random state {stand:08x}")
+        return self._any(is_other or len(set(gather_int(stand, shared.team))) > 1, place)
+
+    def _any(self, flag: bool, place: str) -> bool:
+        return self._shared.lockstep.any(flag, place)
+
+    def _make_put_off(self, calls: Sequence[Call]) -> None:
+        """Those of this rank that wait, and as many more as another rank makes that shares the weights."""
+        shared = self._shared
+        assert self._component is not None
+        mine = [call for call in calls if call.owner == shared.rank and call.leaves is None]
+        missing = 0
+        if self._component.name in shared.sharded:
+            missing = -(-len(calls) // shared.size) - sum(call.owner == shared.rank for call in calls)
+        if not mine and not missing:
+            return
+        computes = [call.compute for call in (*mine, *[calls[-1]] * missing)]
+        for call, output in zip(mine, shared.together(computes), strict=False):
+            call.take(output)
+
+    def _leave(self) -> None:
+        assert self._component is not None
+        name, reason = self._component.name, "a call did not give what the first one of its kind gave"
+        self.known.serial[name] = reason
+        raise ResultsDiffer(f"{name}: {reason}; its calls are made by every rank from now on")
+
+
+def _has_plain(values: Any) -> bool:
+    return any(isinstance(leaf, Tensor) and type(leaf) is not Deferred for leaf in tree_leaves(values))

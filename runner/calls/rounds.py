@@ -1,0 +1,119 @@
+"""Calls of a request that do not depend on each other: side by side over its team's ranks, or in one pass on one rank.
+
+[Note: rounds] A pipeline with guidance calls its denoiser several times a step, on the same latents: with the prompt,
+without it, perturbed. Which calls these are no list of families says. A call's result is handed out before it is there
+(runner/calls/deferred.py), and the calls that the pipeline makes before it needs the first result are a round: they
+cannot depend on each other. The rank of the place in the round makes the call, the others get its result when the round
+ends; always the same rank for the same place, since a call of the step before may have left something behind there.
+
+The first call of a kind is made by every rank, and tells what the next ones give (runner/calls/learning.py). So is each
+call of a component that draws random numbers, writes to its arguments, keeps state or has a stranger's hooks; and each
+call where no round was ever wider than one, since nothing is gained there. What is known when a request begins stays as
+it is for the request, but for what it learns itself: so that requests that take turns decide alike on all ranks.
+
+Where several ranks share a component's weights, all of them make as many calls of it in a round, of the same blocks.
+What is left over is made again, and its result dropped.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+
+from runner.calls.learning import Knowledge
+from runner.calls.round import Compute, ResultsDiffer, Round, Shared
+from runner.calls.round_figures import RoundFigures
+from runner.calls.stateful import why_stateful
+from runner.components.component import METHODS, Component
+from weights.overrides import Overrides
+
+
+class Rounds:
+    """Laid over the components' calls, inside a call log's and outside everything else; put on once.
+
+    It does nothing but inside `request()`. Calls of encoders and denoisers may be a round. Any call of another
+    component, and any other method, needs all results first.
+    """
+
+    def __init__(self, components: Sequence[Component], shared: Shared) -> None:
+        self.shared, self.knowledge = shared, Knowledge()
+        self._overrides = Overrides()
+        self._components = [one for one in components if _may_share(one, shared)]
+        self._making: ContextVar[Round | None] = ContextVar("_making", default=None)
+        self._is_in_call: ContextVar[bool] = ContextVar("_is_in_call", default=False)
+        self._reasons: dict[str, str] = {}  # why calls of a component are made one by one, found on the live module
+        for component in components:
+            self._install(component)
+
+    @property
+    def figures(self) -> RoundFigures:
+        return self.shared.figures
+
+    def close(self) -> None:
+        self._overrides.undo()
+
+    @contextmanager
+    def request(self, generator: torch.Generator | None = None) -> Iterator[None]:
+        """Around the pipeline's own call."""
+        round_ = Round(self.shared, self.knowledge.copy(), generator)
+        self._making.set(round_)
+        self._reasons = {one.name: why for one in self._components if (why := why_stateful(one.module)) is not None}
+        try:
+            yield
+            round_.end("the end")
+            self.knowledge.add(round_.known)
+        except ResultsDiffer:  # all ranks leave with it, and know the same
+            self.knowledge.serial |= round_.known.serial
+            raise
+        finally:
+            self._making.set(None)
+            round_.abandon()
+
+    def after(self, kept: Callable[[float], None]) -> None:
+        """Call this, with the seconds that it took, once the result of the call that was made last is there."""
+        round_ = self._making.get()
+        if round_ is None:
+            kept(0.0)
+        else:
+            round_.after(kept)
+
+    def _install(self, component: Component) -> None:
+        module = component.module
+        may_share = any(component is one for one in self._components)
+        around = (
+            functools.partial(self._call, component) if may_share else functools.partial(self._end_first, component)
+        )
+        self._overrides.set(module, "_call_impl", functools.partial(around, module._call_impl))
+        for name in METHODS:
+            if callable(method := getattr(module, name, None)):
+                ending = functools.partial(self._end_first, component, method)
+                self._overrides.set(module, name, functools.update_wrapper(ending, method))
+
+    def _call(self, component: Component, inner: Compute, /, *args: Any, **kwargs: Any) -> Any:
+        round_ = self._making.get()
+        if round_ is None or self._is_in_call.get():  # a call within a call belongs to the outer one
+            return inner(*args, **kwargs)
+        compute = functools.partial(self._inside, inner)
+        return round_.call(component, compute, args, kwargs, self._reasons.get(component.name))
+
+    def _end_first(self, component: Component, inner: Compute, /, *args: Any, **kwargs: Any) -> Any:
+        if (round_ := self._making.get()) is not None and not self._is_in_call.get():
+            round_.end(f"a call of {component.name}")
+        return inner(*args, **kwargs)
+
+    def _inside(self, inner: Compute, /, *args: Any, **kwargs: Any) -> Any:
+        token = self._is_in_call.set(True)
+        try:
+            return inner(*args, **kwargs)
+        finally:
+            self._is_in_call.reset(token)
+
+
+def _may_share(component: Component, shared: Shared) -> bool:
+    """Autoencoders of video keep state on the module; and alone, calls share nothing but what moves."""
+    return not callable(getattr(component.module, "decode", None)) and (
+        shared.size > 1 or component.name in shared.moving
+    )
