@@ -20,6 +20,15 @@ class At:
     request: Request | None
 
 
+@dataclass(frozen=True)
+class Extent:
+    """How much there is to do in a run: `total` requests, of which earlier runs have settled some."""
+
+    total: int = 0
+    made_before: int = 0
+    failed_before: int = 0
+
+
 @dataclass
 class Progress:
     """`stage` and `component` are where the current request is, or was last, for error reports."""
@@ -31,6 +40,11 @@ class Progress:
     wave: Sequence[Request] = ()  # what all ranks are making, while a wave is made and recorded
     calls: int = 0  # of components, so far
     switches: int = 0  # to another request of a group
+    steps: dict[str, tuple[int, int]] = field(default_factory=dict)  # of each request in the making: done, of how many
+    made: int = 0  # requests, by this rank in this run
+    failed: int = 0
+    extent: Extent | None = None  # of the job, once it is known
+    note: str = ""  # what else a person may want to know
     told: float = 0.0  # when the listener was told of a switch
     listener: Callable[[], None] = field(default=lambda: None, repr=False)  # told when another request begins
     turns_to: Callable[[Request], None] | None = field(default=None, repr=False)  # told of every switch
@@ -63,6 +77,16 @@ class Progress:
         if (now := monotonic()) - self.told > SOON:
             self.told = now
             self.listener()
+
+    def stepped(self, id: str, done: int, total: int) -> None:
+        """The request has begun a loop of so many steps, or made another of them."""
+        self.steps[id] = done, total
+
+    def over(self, id: str, *, made: int = 0, failed: int = 0) -> None:
+        """The request is no longer in the making; it may have been made, or have failed."""
+        self.steps.pop(id, None)
+        self.made += made
+        self.failed += failed
 
     def waiting(self) -> None:
         self.stage, self.component, self.request = WAITING, None, None

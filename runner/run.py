@@ -25,6 +25,7 @@ from runner.inputs.arguments import arguments_of
 from runner.job.job import run_job
 from runner.job.prompts import Prompt
 from runner.job.requests import read_job, requests_of, settle, with_inputs
+from runner.job.results import extent_of
 from runner.media.save import settled_writing
 from runner.media.sheet import contact_sheet
 from runner.numerics import settle_numerics
@@ -37,9 +38,14 @@ from runner.pipeline.open import open_pipeline
 from runner.pipeline.pipeline import Pipeline
 from runner.progress import Progress
 from runner.report.explain import table
+from runner.report.live.line import Line
+from runner.report.live.page import LivePage
+from runner.report.live.pulse import Reader, Teller, pulse
+from runner.report.live.samples import Samples
+from runner.report.live.status import StatusFile
 from runner.report.memory import OwnMemory, own_memory
 from runner.report.page.page import write_report
-from runner.report.run_json import Ending, measure, run_json
+from runner.report.run_json import Ending, facts, measure, run_json
 from runner.report.summary import summary
 from runner.request import parse_part
 from runner.world import World
@@ -93,16 +99,19 @@ def _run_in_folder(
         for note in folder.state.notes:
             say(f"{folder.files.path}: {note}")
     progress.doing("load")
-    pipeline = open_pipeline(config, world, directory, progress=progress, show_bar=_shows_bar(world))
-    part = parse_part(config.job.part)
-    requests = world.agreed(lambda: part.of(requests_of(prompts, config.job, pipeline, weights)))
-    world.check_same([request.id for request in requests], "the job (prompts, recipe or weights)")
-    settled, left = settle(requests, folder.state, config.job.max_attempts)
-    if world.rank == 0:
-        settle_recipe(folder)
-    loaded = perf_counter()
-    with _profiled(config.job, folder.files, world):
-        made = run_job(left, pipeline, config.job, world, folder=folder, watch=watch)
+    with _telling(config.job, folder, watch, world):
+        pipeline = open_pipeline(config, world, directory, progress=progress, show_bar=_shows_bar(world))
+        folder.run_file.facts = facts(config, pipeline)
+        part = parse_part(config.job.part)
+        requests = world.agreed(lambda: part.of(requests_of(prompts, config.job, pipeline, weights)))
+        world.check_same([request.id for request in requests], "the job (prompts, recipe or weights)")
+        settled, left = settle(requests, folder.state, config.job.max_attempts)
+        progress.extent = extent_of(settled, len(requests))
+        if world.rank == 0:
+            settle_recipe(folder)
+        loaded = perf_counter()
+        with _profiled(config.job, folder.files, world):
+            made = run_job(left, pipeline, config.job, world, folder=folder, watch=watch)
     progress.doing("report")
     everything = sorted([*settled, *made], key=lambda result: result.request.number)
     seconds = {"load": loaded - start, "generate": perf_counter() - loaded}
@@ -111,6 +120,24 @@ def _run_in_folder(
     if world.rank == 0:
         _report(config, pipeline, ending, folder, ranks)
     return ending.code
+
+
+@contextmanager
+def _telling(job: JobConfig, folder: JobFolder, watch: Watch, world: World) -> Iterator[None]:
+    """On rank 0, while the job runs: status.json, samples, a line for the terminal or the log, and the page."""
+    files = folder.files
+    if job.report:
+        watch.last_line.page = lambda: _best_effort(files.report.name, lambda: write_report(files))
+    if world.rank != 0:
+        yield
+        return
+    line = Line()
+    tellers: list[Teller] = [StatusFile(files), Samples(files), line, *([LivePage(files)] if job.report else [])]
+    try:
+        with pulse(Reader(watch, folder.run_file.holder.run), tellers):
+            yield
+    finally:
+        line.clear()
 
 
 def _report(

@@ -100,12 +100,12 @@ class Replay:
 
     def __init__(
         self,
-        stock: Any,
         components: Sequence[Component],
         boundaries: Boundaries,
         device: torch.device,
         lockstep: Lockstep,
         progress: Progress,
+        steps: Steps,
         *,
         makes_together: bool = False,
     ) -> None:
@@ -113,7 +113,7 @@ class Replay:
         self._boundaries, self._device = boundaries, device
         self._lockstep, self._progress = lockstep, progress
         self._overrides = Overrides()
-        self._steps = Steps(stock, self._overrides)
+        self._steps = steps
         self._components = [component for component in components if component.stage == "denoise"]
         # Also for those that are not sharded: they may call one that is.
         sharded = any(component.is_sharded for component in self._components)
@@ -146,7 +146,6 @@ class Replay:
         inside = _Inside(resume, generator, kind, wanted)
         self._making.set(inside)
         self._under_way.append(inside)
-        self._steps.start()
         for component in self._components:
             if wanted is not False and self._off is None and (reason := why_stateful(component.module)) is not None:
                 self._turn_off(f"{component.name}: {reason}")

@@ -1,4 +1,4 @@
-"""How far a request is, as the pipeline's own progress bar counts its steps."""
+"""How far a request is, as the pipeline's own progress bar counts its steps; `Progress` is told of each."""
 
 import operator
 from collections.abc import Iterable, Iterator
@@ -6,11 +6,16 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from runner.progress import Progress
+from runner.request import Request
 from weights.overrides import Overrides
 
 
 @dataclass
 class _Count:
+    """Of one request. `id` is none before the first one begins."""
+
+    id: str | None = None
     done: int = 0
     total: int = 0
 
@@ -22,7 +27,8 @@ class Steps:
     is like. A pipeline with several loops counts each anew.
     """
 
-    def __init__(self, stock: Any, overrides: Overrides) -> None:
+    def __init__(self, stock: Any, overrides: Overrides, progress: Progress) -> None:
+        self._progress = progress
         self._counted_in: ContextVar[_Count | None] = ContextVar("_count", default=None)
         if callable(getattr(stock, "progress_bar", None)):
             overrides.set(stock, "progress_bar", self._around(stock.progress_bar))
@@ -35,9 +41,9 @@ class Steps:
     def total(self) -> int:
         return self._count().total
 
-    def start(self) -> None:
+    def start(self, request: Request) -> None:
         """Of the request that begins in this context; others in contexts of their own count on."""
-        self._counted_in.set(_Count())
+        self._counted_in.set(_Count(request.id))
 
     def _around(self, progress_bar: Any) -> Any:
         def counted(iterable: Iterable[Any] | None = None, total: int | None = None) -> Any:
@@ -47,7 +53,7 @@ class Steps:
             count, update = self._restarted(total or 0), bar.update
 
             def counting(steps: float | None = 1) -> Any:
-                count.done += int(1 if steps is None else steps)
+                self._add(count, int(1 if steps is None else steps))
                 return update(steps)
 
             bar.update = counting
@@ -59,11 +65,17 @@ class Steps:
         count = self._restarted(operator.length_hint(iterable))
         for item in iterable:
             yield item
-            count.done += 1
+            self._add(count, 1)
+
+    def _add(self, count: "_Count", steps: int) -> None:
+        count.done += steps
+        if count.id is not None:
+            self._progress.stepped(count.id, count.done, count.total)
 
     def _restarted(self, total: int) -> "_Count":
         count = self._count()
-        count.done, count.total = 0, total
+        count.total, count.done = total, 0
+        self._add(count, 0)
         return count
 
     def _count(self) -> "_Count":

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from runner.errors import JobFault
+from runner.health.memory import NONE, Memory
 from runner.progress import Progress
 from weights.agreement import this_node
 from weights.weight_file import StoreError
@@ -15,9 +16,14 @@ from weights.weight_file import StoreError
 DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.EMFILE, errno.ENFILE})
 
 
+_STEPS = 16  # requests of a group whose steps a heartbeat tells: it has to fit into what a socket takes at once
+
+
 @dataclass(frozen=True)
 class Status:
-    """Where a rank is, and for how many seconds it has not got on, as its heartbeats tell."""
+    """Where a rank is, and for how many seconds it has not got on, as its heartbeats tell. `steps`: of each request in
+    the making, how many are done, of how many; `made`, `failed`: requests in this run; bytes of memory at this moment.
+    """
 
     rank: int = -1
     host: str = "?"
@@ -28,15 +34,32 @@ class Status:
     request: str | None = None
     prompt: str | None = None
     standstill: float = 0.0
+    steps: tuple[tuple[str, int, int], ...] = ()
+    made: int = 0
+    failed: int = 0
+    host_bytes: int = 0
+    device_bytes: int = 0
 
     @classmethod
-    def of(cls, progress: Progress, standstill: float = 0.0) -> "Status":
+    def of(cls, progress: Progress, standstill: float = 0.0, memory: Memory = NONE) -> "Status":
         """Of this rank."""
-        who = (progress.rank, socket.gethostname(), os.getpid(), this_node())
         request = progress.request
-        prompt = None if request is None else request.title[:60]
-        id = None if request is None else request.id
-        return cls(*who, progress.stage, progress.component, id, prompt, standstill)
+        return cls(
+            rank=progress.rank,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            node=this_node(),
+            stage=progress.stage,
+            component=progress.component,
+            request=None if request is None else request.id,
+            prompt=None if request is None else request.title[:60],
+            standstill=standstill,
+            steps=tuple((one, *count) for one, count in list(progress.steps.items())[:_STEPS]),
+            made=progress.made,
+            failed=progress.failed,
+            host_bytes=memory.host_bytes,
+            device_bytes=memory.device_bytes,
+        )
 
 
 @dataclass(frozen=True)

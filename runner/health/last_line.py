@@ -16,6 +16,7 @@ from runner.output.run_file import RunFile
 from runner.output.turn_file import LastTurn, last_turn
 from runner.progress import Progress
 
+PAGE_SECONDS = 3.0
 SECONDS = 5.0  # a network file system may be what was lost
 SECONDS_TO_LOOK = 1.0  # for what is good to know
 
@@ -25,6 +26,8 @@ class LastLine:
 
     def __init__(self, progress: Progress, run_file: RunFile | None = None) -> None:
         self.run_file = run_file
+        self.page: Callable[[], None] | None = None  # writes the report, which shows what is said here
+        self._has_spoken = False
         self._progress = progress
         self._is_wave_withdrawn = False
 
@@ -33,6 +36,7 @@ class LastLine:
         claims: list[Path] = []
         if not as_rank_0 and not self._is_first(claims):
             return
+        self._has_spoken = True
         say(fault.line())
         tell_agent(fault.line())
         counted = {fault.request} if fault.by_request else set()
@@ -62,10 +66,16 @@ class LastLine:
     def stopped(self, reason: str) -> None:
         """The wave in progress is given up."""
         line = f"stopped: {reason}; the wave in progress is given up, the same command goes on"
+        self._has_spoken = True
         say(line)
         tell_agent(line)
         news = {"state": "stopped", "exit_code": ExitCode.STOPPED, "stopped": reason}
         within(SECONDS, lambda: self._write(news, self._wave()))
+
+    def show(self) -> None:
+        """Write the report, where this rank has spoken: when the others have been told to end, who need not wait."""
+        if self._has_spoken and self.page is not None:
+            within(PAGE_SECONDS, self.page)
 
     def withdraw_wave(self) -> None:
         """The job is asked to stop: should the wave not get to its end, that is not its requests' doing.

@@ -59,13 +59,18 @@ def decode(line: bytes) -> Message | None:
 def _read(kind: str, fields: dict[str, Any]) -> Message:
     match kind:
         case "Heartbeat":
-            return Heartbeat(Status(**fields["status"]))
+            return Heartbeat(_status(fields["status"]))
         case "Stop":
             return Stop(str(fields["reason"]))
         case "Report":
             return Report(Fault(**fields["fault"]), bool(fields["is_echo"]))
         case "End":
-            return End(int(fields["code"]), tuple(Status(**status) for status in fields["deaf"]))
+            return End(int(fields["code"]), tuple(map(_status, fields["deaf"])))
         case "Bye":
             return Bye()
     raise ValueError(kind)
+
+
+def _status(fields: dict[str, Any]) -> Status:
+    """JSON has no tuples."""
+    return Status(**{**fields, "steps": tuple(map(tuple, fields["steps"]))})

@@ -25,6 +25,7 @@ class BestEffort:
 
 
 def say(line: str) -> None:
-    """A line on standard error, if it still takes any."""
+    """A line on standard error, if it still takes any. On a terminal it takes the place of a line that is being kept up
+    to date there, which comes again below it."""
     with suppress(OSError, ValueError):
-        print(line, file=sys.stderr, flush=True)
+        print(f"\r\x1b[K{line}" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)

@@ -22,6 +22,7 @@ from runner.health.diagnosis import SILENCE, deaf_ranks, kill_here, silent_rank,
 from runner.health.fault import Fault, Status, fault_of, may_come_from_another_rank
 from runner.health.last_line import LastLine
 from runner.health.links import Link, Waiting, connect
+from runner.health.memory import NONE, memory_now
 from runner.health.messages import Bye, End, Heartbeat, Message, Report, Stop
 from runner.health.stderr import say
 from runner.health.stop import Inbox, StopFile
@@ -57,12 +58,14 @@ class Watch:
         self.stop_reason: str | None = None
         self.progress, self.last_line, self.stop_file = progress, last_line, stop_file
         self._world, self._links, self._inbox, self._limits = world, links, inbox, limits
+        self._all_links = tuple(links)  # also those whose rank is gone
         self._agent = agent_pid()
         self._interrupts = 0
         self._deadline = float("inf")
         self._failure: tuple[float, Fault, bool] | None = None  # when, what, whether another rank may be the cause
         self._unanswered: Fault | None = None  # rank 0 was told of it, and has not ended the job yet
         self._told = 0.0
+        self._memory = NONE
         self._got_on: tuple[tuple[object, ...], float] = ((), time.monotonic())
         self._waiting = Waiting([inbox, *links])
         self._closed: float | None = None  # when the main thread was done
@@ -83,6 +86,12 @@ class Watch:
                 return
             yield wave
 
+    def statuses(self) -> list[tuple[Status, float]]:
+        """On rank 0, of each rank: what it last told, and how many seconds ago. For any thread."""
+        now, links = time.monotonic(), sorted(self._all_links, key=lambda link: link.peer)
+        here = Status.of(self.progress, now - self._got_on[1], self._memory)
+        return [(here, 0.0), *((link.status, now - link.heard) for link in links)]
+
     def time_left(self) -> float | None:
         """Seconds until a wave in progress is given up; None while nobody has asked this rank to stop."""
         return None if self.stop_reason is None else max(self._deadline - time.monotonic(), 0.0)
@@ -92,6 +101,7 @@ class Watch:
         fault = fault_of(error, Status.of(self.progress))
         if self._world.size == 1:
             self.last_line.fault(fault, as_rank_0=True)
+            self.last_line.show()
             raise SystemExit(ExitCode.FAULT)
         self._failure = (time.monotonic(), fault, may_come_from_another_rank(error))
         self._inbox.poke()
@@ -127,6 +137,7 @@ class Watch:
                     self._hear(ready)
             if time.monotonic() >= next_look:
                 next_look = time.monotonic() + TICK
+                self._memory = memory_now(self._world.device)
                 self._beat()
                 self._check()
 
@@ -201,7 +212,7 @@ class Watch:
         now, position = time.monotonic(), self.progress.position()
         if position != self._got_on[0] or not self.progress.wave or self.progress.stage == WAITING:
             self._got_on = (position, now)
-        return Status.of(self.progress, now - self._got_on[1])
+        return Status.of(self.progress, now - self._got_on[1], self._memory)
 
     def _check(self) -> None:
         now = time.monotonic()
@@ -249,12 +260,14 @@ class Watch:
         deaf = deaf_ranks(self._links)
         self._tell(End(ExitCode.FAULT, deaf))
         kill_here(deaf)
+        self.last_line.show()
         self._exit(ExitCode.FAULT)
 
     def _give_up(self, reason: str) -> NoReturn:
         if self._world.rank == 0:
             self.last_line.stopped(reason)
         self._tell(End(ExitCode.STOPPED))
+        self.last_line.show()
         self._exit(ExitCode.STOPPED)
 
     def _exit(self, code: int) -> NoReturn:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
 from offload import StoreError
 from runner.calls.finite import NotFinite, require_finite
@@ -52,23 +51,20 @@ def run_job(
     tried = [request.id for request in requests if folder.state.attempts.get(request.id)]
     size = GroupSize(job.group, pipeline)
     waves = Waves(requests, [in_step] * (world.team.count // in_step), size.together, tried)
-    bar = tqdm(total=len(requests), desc="generating", unit="picture", disable=world.rank != 0 or None)
-    making = _Making(pipeline, job, folder, logs, watch, bar)
-    with bar:
-        for wave in watch.until_stopped(waves):
-            folder.check()
-            meter = size.meter()
-            results = _make_wave(wave, making, meter)
-            again = [result for result in results if isinstance(result, Repeat)]
-            waves.again([result.request for result in again], alone=any(result.alone for result in again))
-            done = [result for result in results if isinstance(result, Made | Failed)]
-            settled += done
-            if meter is not None:
-                size.choose(meter, -(-(len(requests) - len(settled)) // world.team.count))
-                waves.together = size.together
-            bar.update(len(settled) - bar.n)
-            if pipeline.replay is not None and (told := str(pipeline.replay.kept)):
-                bar.set_postfix_str(told)
+    making = _Making(pipeline, job, folder, logs, watch)
+    for wave in watch.until_stopped(waves):
+        folder.check()
+        meter = size.meter()
+        results = _make_wave(wave, making, meter)
+        again = [result for result in results if isinstance(result, Repeat)]
+        waves.again([result.request for result in again], alone=any(result.alone for result in again))
+        done = [result for result in results if isinstance(result, Made | Failed)]
+        settled += done
+        if meter is not None:
+            size.choose(meter, -(-(len(requests) - len(settled)) // world.team.count))
+            waves.together = size.together
+        if pipeline.replay is not None:
+            pipeline.progress.note = str(pipeline.replay.kept)
     folder.manifest.close()
     if world.rank == 0:
         over = {result.request.id for result in settled if isinstance(result, Made)}
@@ -95,7 +91,6 @@ class _Making:
     folder: JobFolder
     logs: CallLogs | None
     watch: Watch
-    bar: Any
 
 
 def _make_wave(wave: Wave, making: _Making, meter: Meter | None) -> list[Result]:
@@ -196,12 +191,14 @@ def _settle(
 ) -> None:
     """Make the request, or take what it gave, and write its file. Filler work has no result."""
     result = _result(task, outcome, making, seconds, in_group=in_group)
-    if result is None:
-        return
-    results.append(result)
-    if is_settled_by(result, making.pipeline.world.team):
-        _record(result, making.folder)
-    making.bar.update(isinstance(result, Made | Failed) + making.folder.manifest.collect())
+    team = making.pipeline.world.team
+    made, failed = isinstance(result, Made), isinstance(result, Failed)
+    if result is not None:
+        results.append(result)
+        if is_settled_by(result, team):
+            _record(result, making.folder)
+        making.folder.manifest.collect()
+    making.pipeline.progress.over(task.request.id, made=made and team.is_first, failed=failed and team.is_first)
 
 
 def _switch_along(request: Request, pipeline: Pipeline) -> None:

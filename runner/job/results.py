@@ -7,6 +7,7 @@ import torch
 
 from runner.calls.lockstep import OutOfStep, PeerLeft
 from runner.output.lines import Failure, ManifestLine
+from runner.progress import Extent
 from runner.request import Request
 from runner.team import Team
 
@@ -82,3 +83,9 @@ def _how_far(result: Result) -> int:
     if isinstance(result, Repeat):
         return 2 if not isinstance(result.cause, PeerLeft) else 4
     return 5
+
+
+def extent_of(settled: Sequence[Settled], total: int) -> Extent:
+    """Of a run that finds so many of its requests settled."""
+    made = sum(isinstance(result, Made) for result in settled)
+    return Extent(total, made, len(settled) - made)

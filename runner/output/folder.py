@@ -49,6 +49,18 @@ class Folder:
         return self.path / "run.json"
 
     @property
+    def runs(self) -> Path:
+        return self.path / "runs.jsonl"
+
+    @property
+    def status(self) -> Path:
+        return self.path / "status.json"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.jsonl"
+
+    @property
     def lock(self) -> Path:
         return self.path / "job.lock"
 
@@ -82,7 +94,8 @@ class Folder:
 
     def refuse_links(self) -> None:
         """Raise UserError for a link in a file's place: we would write to, or empty, what it points at."""
-        for file in (self.lock, self.manifest, self.failures, self.attempts, self.recipe, self.run_json):
+        journals = (self.manifest, self.failures, self.attempts, self.runs, self.samples)
+        for file in (self.lock, self.recipe, self.run_json, *journals):
             if file.is_symlink():
                 raise UserError(f"{file} is a link to {file.readlink()}: remove it, or name another job.output")
             if file.is_dir():

@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a hidden temporary file beside `path`, then move it into place."""
+def write_whole(path: Path, write: Callable[[Path], object], *, flush: bool = True) -> None:
+    """Let `write` fill a hidden temporary file beside `path`, then move it into place. Without `flush`, a node that
+    loses its power may leave an empty file: for what is soon written again, or can be."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Random, not the process's id: nodes share the folder, and a process may write one file from two threads.
     temp = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         write(temp)
-        with temp.open("rb") as file:
-            os.fsync(file.fileno())
+        if flush:
+            with temp.open("rb") as file:
+                os.fsync(file.fileno())
         os.replace(temp, path)
     finally:
         temp.unlink(missing_ok=True)

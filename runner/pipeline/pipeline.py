@@ -14,6 +14,7 @@ from runner.calls.lockstep import END, Lockstep
 from runner.calls.meter import Meter
 from runner.calls.randomness import set_global_generators
 from runner.calls.replay import Replay, Resume
+from runner.calls.steps import Steps
 from runner.calls.switches import Switch
 from runner.calls.turns import Turn
 from runner.components.component import components_of
@@ -29,6 +30,7 @@ from runner.pipeline.shell import own_shell
 from runner.progress import Progress
 from runner.request import Request
 from runner.world import World
+from weights.overrides import Overrides
 
 
 class WrittenOutsideInferenceMode(RuntimeError):
@@ -61,6 +63,8 @@ class Pipeline:
         self.lockstep = Lockstep(self._groups.in_step)
         decisions = resolve(self.components, leave)
         self._boundaries = Boundaries(self.components, decisions, world.device.type, self.lockstep, self.progress)
+        self._overrides = Overrides()
+        self._steps = Steps(stock, self._overrides, self.progress)
         self._lift: Lift | None = None
         self.group: dict[str, Any] = {}  # how many requests are made together, and why, for the report
         self.replay: Replay | None = None
@@ -101,12 +105,12 @@ class Pipeline:
         boundaries, device = self._boundaries, self.world.device
         together = self.world.team.size > 1
         self.replay = Replay(
-            self.stock,
             self.components,
             boundaries,
             device,
             self.lockstep,
             self.progress,
+            self._steps,
             makes_together=together,
         )
         return self.replay
@@ -174,6 +178,7 @@ class Pipeline:
 
     def _made(self, stock: Any, request: Request, resume: Resume | None) -> Any:
         self.progress.making(request)
+        self._steps.start(request)
         inference = enter(ExecutionMode.INFERENCE, self.world.device.type)
         generator = torch.Generator("cpu").manual_seed(request.seed)
         replaying = self._replaying(request, resume, generator)
@@ -217,6 +222,7 @@ class Pipeline:
             self.replay.close()
         if self._lift is not None:
             self._lift.close()
+        self._overrides.undo()
         self._boundaries.close()
         if self._groups.engine is not None:
             self._groups.engine.close()

@@ -3,14 +3,13 @@
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 import offload
 from runner.components.component import Component
+from runner.health.memory import own_host_bytes
 from weights.agreement import this_node
 
 _PERIOD_SECONDS = 0.2
@@ -23,17 +22,9 @@ class OwnMemory:
 
     def __init__(self) -> None:
         self.peak = 0
-        self._process = psutil.Process()
 
     def sample(self) -> None:
-        self.peak = max(self.peak, self._now())
-
-    def _now(self) -> int:
-        try:  # microseconds, where asking for the unique set walks through all mappings
-            status = Path("/proc/self/status").read_text()
-            return int(status.split("RssAnon:")[1].split()[0]) * 1024
-        except (OSError, IndexError):  # not Linux
-            return int(self._process.memory_full_info().uss)
+        self.peak = max(self.peak, own_host_bytes())
 
 
 @contextmanager

@@ -57,12 +57,9 @@ def measure(pipeline: Pipeline, memory: OwnMemory) -> dict[str, Any]:
     return figures
 
 
-def run_json(config: RunConfig, pipeline: Pipeline, ending: Ending, ranks: Sequence[Mapping[str, Any]]) -> Any:
-    """The report, where `ranks` are the figures that each rank measured."""
+def facts(config: RunConfig, pipeline: Pipeline) -> dict[str, Any]:
+    """What is known when the model is loaded, and holds however the run ends."""
     return {
-        "state": ending.code.name.lower(),
-        "exit_code": ending.code,
-        "stopped": ending.stopped,
         "config": to_dict(config),
         "versions": {"python": platform.python_version(), **versions()},
         "numerics": flags(),
@@ -70,6 +67,16 @@ def run_json(config: RunConfig, pipeline: Pipeline, ending: Ending, ranks: Seque
         "world_size": pipeline.world.size,
         "device": str(pipeline.world.device),
         "components": {component.name: _component(component.name, pipeline) for component in pipeline.components},
+    }
+
+
+def run_json(config: RunConfig, pipeline: Pipeline, ending: Ending, ranks: Sequence[Mapping[str, Any]]) -> Any:
+    """The report, where `ranks` are the figures that each rank measured."""
+    return {
+        "state": ending.code.name.lower(),
+        "exit_code": ending.code,
+        "stopped": ending.stopped,
+        **facts(config, pipeline),
         "group": pipeline.group,
         "seconds": {name: round(value, 3) for name, value in ending.seconds.items()},
         "ranks": [{name: value for name, value in rank.items() if name != "node"} for rank in ranks],

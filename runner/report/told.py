@@ -2,13 +2,18 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from runner.output.folder import Folder
 from runner.output.journal import Journal
 from runner.output.lines import Failure, ManifestLine
+from runner.output.rank_results import RankResults, Results
 from runner.output.write import read_json
+from runner.report.live.life import Life, life_of
+from runner.report.live.status import JobStatus
+
+T = TypeVar("T", ManifestLine, Failure)
 
 
 @dataclass(frozen=True)
@@ -39,29 +44,51 @@ class Told:
     made: Sequence[ManifestLine]
     failures: Sequence[Failure]  # every try that failed, in their order
     attempts: Attempts
+    runs: Sequence[Mapping[str, Any]]  # a line when a run began, and one when it ended
+    samples: Sequence[Mapping[str, Any]]  # of all runs
+    status: JobStatus | None  # the last one of the last run
+    is_seen: bool = False  # writing, a moment ago
 
     @classmethod
     def by(cls, folder: Folder) -> "Told":
-        made = (ManifestLine.from_json(line) for line in Journal(folder.manifest).lines()[0])
-        failures = (Failure.from_json(line) for line in Journal(folder.failures).lines()[0])
+        found = Results(
+            _lines(ManifestLine, Journal(folder.manifest).lines()[0]),
+            _lines(Failure, Journal(folder.failures).lines()[0]),
+        )
+        for file in folder.results_of_ranks():  # what rank 0 has not taken over yet
+            found.add(RankResults(file).news())
         return cls(
             folder,
             read_json(folder.run_json),
-            list({line.id: line for line in made if line is not None}.values()),
-            [line for line in failures if line is not None],
+            list({line.id: line for line in found.made}.values()),
+            list({(line.id, line.attempts, line.time): line for line in found.failed}.values()),
             Attempts.of(Journal(folder.attempts).lines()[0]),
+            Journal(folder.runs).lines()[0],
+            Journal(folder.samples).lines()[0],
+            JobStatus.read(folder),
         )
 
     @property
     def state(self) -> str:
-        """As run.json has it; `unknown` where no run has got so far."""
-        return str(self.run.get("state", "unknown"))
+        """As run.json has it; of a run that should be running, `dead` or `silent` where it does not seem to be;
+        `unknown` where no run has got so far."""
+        state = str(self.run.get("state", "unknown"))
+        is_open = state == Life.running.value and not self.is_seen
+        return life_of(self.run, self.status, self.folder).value if is_open else state
+
+    def seen_alive(self) -> "Told":
+        """By whoever has looked twice, whatever the clocks say."""
+        return replace(self, is_seen=True)
 
     @property
     def begun_again(self) -> int:
         """How many times a request was begun that had been begun before, and had not failed by itself."""
         failed = Counter(failure.id for failure in self.failures)
         return sum(max(0, starts - 1 - failed[id]) for id, starts in self.attempts.starts.items())
+
+
+def _lines(cls: type[T], objects: Sequence[Mapping[str, Any]]) -> list[T]:
+    return [line for line in map(cls.from_json, objects) if line is not None]
 
 
 def _texts(value: Any) -> list[str]:

@@ -20,8 +20,8 @@ from runner.output.write import write_whole
 from runner.report.page.failures import entries
 from runner.report.page.results import results
 from runner.report.page.settings import flat
-from runner.report.page.wording import at_time, in_bytes, in_seconds
 from runner.report.told import Told
+from runner.report.wording import at_time, in_bytes, in_seconds
 
 _HERE = Path(__file__).parent
 # Later ones use what the earlier ones define.

@@ -21,6 +21,7 @@ from runner.errors import UserError
 from runner.inputs.arguments import arguments_of
 from runner.pipeline.open import open_pipeline
 from runner.pipeline.pipeline import Pipeline
+from runner.progress import Progress
 from runner.request import Request
 from runner.world import World
 from tests import tiny
@@ -75,7 +76,7 @@ def test_components_are_in_the_order_of_the_blocks_and_steps_are_counted(name: s
     stages = [component.stage for component in ours.components]
     assert stages == sorted(stages, key=["encode", "denoise", "decode"].index)
     assert {c.name for c in ours.components if c.stage == "denoise"} == set(family.denoisers)
-    steps = Steps(ours.stock, Overrides())
+    steps = Steps(ours.stock, Overrides(), Progress())
     ours(Request(family.prompts[0], 0, family.call, output_type="np"))
     assert (steps.done, steps.total) == (NUM_STEPS, NUM_STEPS)
 
