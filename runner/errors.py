@@ -25,3 +25,4 @@ class ExitCode(IntEnum):
     WRONG = 2  # the command or its input is wrong; nothing was made
     STOPPED = 3  # asked to stop, with work left: the same command goes on
     FAULT = 4  # a rank was lost, stuck or out of memory, or the disk is full: the same command goes on
+    DIFFERS = 5  # what was to be made is; --verify found a request that the stock pipeline makes otherwise

@@ -1,5 +1,6 @@
 """The main job, from a configuration to pictures on disk."""
 
+import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +33,8 @@ from runner.numerics import settle_numerics
 from runner.output.folder import Folder
 from runner.output.job_folder import JobFolder, settle_recipe, taken
 from runner.output.recipe import recipe_of
-from runner.output.write import write_whole
+from runner.output.write import read_json, write_whole
+from runner.parity.certificate import certify
 from runner.pipeline.adapters import recipe_of_lora
 from runner.pipeline.open import open_pipeline
 from runner.pipeline.pipeline import Pipeline
@@ -51,8 +53,8 @@ from runner.request import parse_part
 from runner.world import World
 
 
-def run(config: RunConfig, world: World) -> int:
-    """Make the job on the ranks of `world`. Returns the exit code (see ExitCode)."""
+def run(config: RunConfig, world: World, verify: int = 0) -> int:
+    """Make the job on the ranks of `world`, and `verify` of its requests again. Returns the exit code."""
     with _watched(config, world) as watch:
         world.agreed(lambda: settle_numerics(world.device, config.execution.tf32))
         prompts = world.agreed(lambda: read_job(config.job))
@@ -70,7 +72,10 @@ def run(config: RunConfig, world: World) -> int:
             watch.stop_file.path = watch.stop_file.path or folder.files.stop
             config = replace(config, job=replace(config.job, output=str(folder.files.path)))
             with own_memory() as memory:
-                return _run_in_folder(config, world, directory, prompts, weights, folder, watch, memory)
+                ending = _run_in_folder(config, world, directory, prompts, weights, folder, watch, memory)
+            if verify and not ending.left:
+                return _verified(ending, verify, config, world, directory, folder, watch)
+            return ending.code
 
 
 @contextmanager
@@ -93,7 +98,7 @@ def _run_in_folder(
     folder: JobFolder,
     watch: Watch,
     memory: OwnMemory,
-) -> int:
+) -> Ending:
     start, progress = perf_counter(), watch.progress
     if world.rank == 0:
         for note in folder.state.notes:
@@ -119,7 +124,38 @@ def _run_in_folder(
     ranks = world.gather(measure(pipeline, memory))
     if world.rank == 0:
         _report(config, pipeline, ending, folder, ranks)
-    return ending.code
+    return ending
+
+
+def _verified(
+    ending: Ending,
+    number: int,
+    config: RunConfig,
+    world: World,
+    directory: Directory,
+    folder: JobFolder,
+    watch: Watch,
+) -> ExitCode:
+    """The job's exit code, or that of a certificate that does not hold. Rank 0 makes it, when no rank has weights any
+    more: the pipeline's hooks lead round to it, so that only the collector of cycles lets go of it."""
+    gc.collect()
+    watch.progress.doing("verify")
+    code = ExitCode.DIFFERS  # so it stays where the certificate cannot be made
+
+    def verify() -> None:
+        nonlocal code
+        made = [(one.request, one.line) for one in ending.made]
+        certificate = certify(made, number, config, directory, world.device, lambda: watch.stop_reason is not None)
+        folder.run_file.write(read_json(folder.files.run_json) | {"verified": certificate.to_json()})
+        if config.job.report:
+            write_report(folder.files)
+        say(str(certificate))
+        code = ending.code if certificate.holds else ExitCode.DIFFERS
+
+    world.gather(None)  # every rank has let go of its weights
+    if world.rank == 0:
+        _best_effort("the certificate of --verify", verify)
+    return world.from_rank_0(code)
 
 
 @contextmanager

@@ -41,7 +41,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"keys, with their defaults:\n{keys}\n\n{VALUES}\n\n"
         "exit codes: 0 all made, 1 some requests failed (see failures.jsonl), 2 the command or its input is wrong,\n"
-        "  3 stopped with work left, 4 a fault ended the job (see run.json); after 3 and 4 the same command goes on\n"
+        "  3 stopped with work left, 4 a fault ended the job (see run.json); after 3 and 4 the same command goes on;\n"
+        "  5 all was made, and --verify found other pixels than the stock pipeline's\n"
         'example: generate.py job.prompt="[a rocket, a flat fox]" job.seed=7 job.output=outputs/mine',
     )
     parser.add_argument(
@@ -54,7 +55,20 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--explain", action="store_true", help="load and place, print each component's mode and the reason, and stop"
     )
+    parser.add_argument(
+        "--verify",
+        type=_number_of_requests,
+        default=0,
+        metavar="N",
+        help="when all is made, make N of the requests again with the stock pipeline, on rank 0, and say what is equal",
+    )
     return parser.parse_intermixed_args(argv)
+
+
+def _number_of_requests(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text) <= 1_000_000):
+        raise argparse.ArgumentTypeError(f"{shown(text)} is no number of requests; give 1 or more")
+    return int(text)
 
 
 def config_files(words: Sequence[str]) -> list[Path]:
@@ -105,7 +119,7 @@ def _main(arguments: argparse.Namespace) -> int:
     from runner.world import joined_world
 
     with joined_world(config.job.timeout_seconds) as world:
-        return explain(config, world) if arguments.explain else run(config, world)
+        return explain(config, world) if arguments.explain else run(config, world, arguments.verify)
 
 
 def set_allocator(environment: MutableMapping[str, str]) -> None:

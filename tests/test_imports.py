@@ -30,7 +30,7 @@ FLOORS = (
     {"plan"},
     {"calls"},
     {"pipeline"},
-    {"job"},
+    {"job", "parity"},
     {"report"},
     {"run"},
 )
