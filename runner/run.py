@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import diffusers
 import torch
@@ -51,6 +51,8 @@ from runner.report.run_json import Ending, facts, measure, run_json
 from runner.report.summary import summary
 from runner.request import parse_part
 from runner.world import World
+
+T = TypeVar("T")
 
 
 def run(config: RunConfig, world: World, verify: int = 0) -> int:
@@ -140,21 +142,21 @@ def _verified(
     more: the pipeline's hooks lead round to it, so that only the collector of cycles lets go of it."""
     gc.collect()
     watch.progress.doing("verify")
-    code = ExitCode.DIFFERS  # so it stays where the certificate cannot be made
-
-    def verify() -> None:
-        nonlocal code
-        made = [(one.request, one.line) for one in ending.made]
-        certificate = certify(made, number, config, directory, world.device, lambda: watch.stop_reason is not None)
-        folder.run_file.write(read_json(folder.files.run_json) | {"verified": certificate.to_json()})
-        if config.job.report:
-            write_report(folder.files)
-        say(str(certificate))
-        code = ending.code if certificate.holds else ExitCode.DIFFERS
-
     world.gather(None)  # every rank has let go of its weights
+    code = ending.code
     if world.rank == 0:
-        _best_effort("the certificate of --verify", verify)
+        made = [(one.request, one.line) for one in ending.made]
+        certificate = _best_effort(
+            "the certificate of --verify",
+            lambda: certify(made, number, config, directory, world.device, lambda: watch.stop_reason is not None),
+        )
+        if certificate is not None:
+            say(str(certificate))
+        code = code if certificate is not None and certificate.holds else ExitCode.DIFFERS
+        told = {"verified": certificate and certificate.to_json(), "state": code.name.lower(), "exit_code": code}
+        _best_effort("run.json", lambda: folder.run_file.write(read_json(folder.files.run_json) | told))
+        if config.job.report:
+            _best_effort(folder.files.report.name, lambda: write_report(folder.files))
     return world.from_rank_0(code)
 
 
@@ -191,11 +193,12 @@ def _report(
     say(summary(config, pipeline.world, ending, ranks))
 
 
-def _best_effort(what: str, write: Callable[[], None]) -> None:
+def _best_effort(what: str, make: Callable[[], T]) -> T | None:
     try:
-        write()
+        return make()
     except Exception as error:  # of any kind: a consumer may have moved, damaged or replaced any file
         say(f"could not write {what}: {type(error).__name__}: {error}")
+        return None
 
 
 def _note_left_out(directory: Directory, world: World) -> None:
