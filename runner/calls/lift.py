@@ -20,14 +20,13 @@ from torch.distributed.fsdp import FSDPModule
 
 import sharding
 from runner.calls.boundary import Timings
-from runner.calls.lockstep import Lockstep, PeerLeft, left, out_of_step, who_left
+from runner.calls.lockstep import Lockstep, PeerLeft, left
 from runner.calls.meter import Meter
 from runner.calls.moving import MovingBlock, moving_blocks
 from runner.calls.replay import StoppedInside
 from runner.calls.switches import Switch
 from runner.calls.turns import BEGIN, START, VOTE, Abandoned, Place, Turn, this_turn
 from runner.components.component import Component
-from weights.agreement import ranks_of
 from weights.modes import normal_mode
 from weights.overrides import moves_no_weights
 
@@ -81,6 +80,7 @@ class Lift:
     def at_call(self, turn: Turn, stage: str, component: str, where: str) -> None:
         """A call of the component is about to begin; returns when it may."""
         turn.place, turn.where = Place(STAGES.index(stage), self._order[component]), where
+        turn.stands = self._lockstep.stands()
         if turn.place != self._place or turn.place.component in self._shared:
             turn.wait()
 
@@ -240,17 +240,16 @@ class Lift:
 
     def _meet(self) -> bool:
         """Compare the places of all turns on all ranks; those that differ leave, everywhere. Whether none did."""
-        mine = [self._status(turn) for turn in self._turns]
-        ranks, is_same = ranks_of(self._lockstep.group), True
+        mine = [(self._status(turn), {} if turn.is_over else turn.stands) for turn in self._turns]
+        is_same = True
         for turn, places in zip(self._turns, self._lockstep.compare(mine), strict=True):
-            by_rank = dict(zip(ranks, places, strict=True))
-            if _votes(turn) and set(places) <= {_vote(turn, True), _vote(turn, False)}:
-                turn.flag = _vote(turn, True) in places
-            elif len(set(places)) > 1:
+            if _votes(turn) and set(places.values()) <= {_vote(turn, True), _vote(turn, False)}:
+                turn.flag = _vote(turn, True) in places.values()
+            elif gone := self._lockstep.leaves(places):
                 is_same = False
                 self._settled.add(turn)
                 if not turn.is_over:
-                    self._throw(turn, who_left(by_rank) or out_of_step(by_rank))
+                    self._throw(turn, gone)
         return is_same
 
     def _status(self, turn: Turn) -> str:

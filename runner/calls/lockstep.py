@@ -5,18 +5,26 @@ through the pipeline, would leave the others waiting in a collective. So the ran
 call, on the host and beside the weights' traffic: they exchange one number that stands for the place in the pipeline.
 Where the numbers differ, all of them leave their requests at once, and say why. Ranks of other groups hold weights of
 their own (HSDP), so that they neither wait nor leave.
+
+The ranks of a team, which make one request, meet in the same way. Another number goes with the place, which stands for
+all that has to be the same on them (runner/calls/witness.py).
 """
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import TypeVar
 
 from runner.calls.turns import VOTE, this_turn
-from weights.agreement import Group, gather, gather_int, ranks_of, size_of
+from runner.calls.witness import TeamDiffers, Witness, as_number, difference
+from weights.agreement import Group, gather, gather_int, rank_in, ranks_of, size_of
 
 _LEFT = "left: "
+_DIFFERS = "differs: "
 END = "the end"
+T = TypeVar("T")
+Stand = tuple[str, Mapping[str, int]]  # a place, and what the ranks of a team compare there
 
 
 class PeerLeft(RuntimeError):
@@ -33,11 +41,12 @@ class TornApart(RuntimeError):
 
 class Lockstep:
     """Keeps the ranks of `group` in step: those that share weights, or make one request together; None where each rank
-    is alone, so that none waits for another."""
+    is alone, so that none waits for another. `witness`: what the ranks of a team, some of these or all, compare."""
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, witness: Witness | None = None) -> None:
         self.group = group
         self.size = size_of(group)
+        self._witness = witness
         self._inside: ContextVar[str | None] = ContextVar("_inside", default=None)
 
     @property
@@ -55,10 +64,10 @@ class Lockstep:
         try:
             with self.turn():
                 yield
-        except (PeerLeft, TornApart):
+        except (PeerLeft, TeamDiffers, TornApart):
             raise  # all ranks met already, and all raise; or they cannot be met
         except Exception as error:  # of any kind: the others wait at their next call, and have to hear of it
-            self._exchange(left(error))
+            self.compare([(left(error), self.stands())])
             raise
         self.meet(END)
 
@@ -68,7 +77,7 @@ class Lockstep:
         self.inside = None
         try:
             yield
-        except PeerLeft:
+        except (PeerLeft, TeamDiffers):
             raise
         except Exception as error:  # of any kind: where the others are inside too, the job ends
             if self.inside is not None and self.size > 1:
@@ -77,45 +86,70 @@ class Lockstep:
 
     def meet(self, place: str) -> None:
         """Wait for all ranks; raises PeerLeft on this one where another's request failed, OutOfStep where it went
-        elsewhere. Collective. In a turn, whoever serves the turns meets the other ranks for it."""
+        elsewhere, TeamDiffers where the ranks that make one request came to differ. Collective. In a turn, whoever
+        serves the turns meets the other ranks for it."""
         if self.size > 1 and this_turn() is not None:
             self.any(False, place)
             return
-        places = self._together(place)
-        if len(set(places.values())) > 1:
-            raise out_of_step(places)
+        if gone := self.leaves(self._together(place)):
+            raise gone
 
     def any(self, flag: bool, place: str) -> bool:
         """Whether any rank says so. Collective; raises what `meet` raises."""
         if self.size > 1 and (turn := this_turn()) is not None:
             turn.place, turn.where, turn.flag = turn.place._replace(block=VOTE), place, flag
+            turn.stands = self.stands()
             turn.wait()
             assert turn.flag is not None
             return turn.flag
         said = {f"{place}: {answer}": answer for answer in (True, False)}
         places = self._together(f"{place}: {flag}")
         if set(places.values()) - set(said):
-            raise out_of_step(places)
+            raise _out_of_step(places)
         return any(said[place] for place in places.values())
 
-    def compare(self, places: Sequence[str]) -> list[list[str]]:
-        """The places of all turns of a group: for each turn those of all ranks, as many on each. Collective."""
-        if len(set(gather_int(zlib.crc32("\n".join(places).encode()), self.group))) == 1:
-            return [[place] * self.size for place in places]
-        return [list(ranks) for ranks in zip(*gather(list(places), self.group), strict=True)]
+    def stands(self) -> Mapping[str, int]:
+        """What the ranks of this one's team compare, of the request under way here; empty where it is alone."""
+        return self._witness.stands() if self._witness is not None else {}
+
+    def compare(self, turns: Sequence[Stand]) -> list[dict[int, str]]:
+        """Where all turns of a group stand: for each the place on every rank, as many on each. Collective. Where all
+        are the same, that costs one small collective."""
+        ranks = ranks_of(self.group)
+        number = _packed([place for place, _ in turns], [stands for _, stands in turns])
+        numbers = gather_int(number, self.group)
+        if len({one >> 32 for one in numbers}) == 1 and all(len(set(team)) == 1 for team in self._teams(numbers)):
+            return [dict.fromkeys(ranks, place) for place, _ in turns]
+        told = zip(*gather(list(turns), self.group), strict=True)
+        return [dict(zip(ranks, self._who_differs(row), strict=True)) for row in told]
+
+    def leaves(self, places: Mapping[int, str]) -> PeerLeft | TeamDiffers | None:
+        """Why this rank leaves the request, by the place of each rank; None where all are the same."""
+        own = places[ranks_of(self.group)[rank_in(self.group)]]
+        if own.startswith(_DIFFERS):
+            return TeamDiffers(own.removeprefix(_DIFFERS))
+        return (_who_left(places) or _out_of_step(places)) if len(set(places.values())) > 1 else None
 
     def _together(self, place: str) -> dict[int, str]:
         """The place of each rank, by its number in the world."""
-        places = dict(zip(ranks_of(self.group), self._exchange(place), strict=True))
-        if gone := who_left(places):
-            raise gone
+        (places,) = self.compare([(place, self.stands())])
+        if any(other.startswith((_LEFT, _DIFFERS)) for other in places.values()):
+            raise self.leaves(places) or _who_left(places) or _out_of_step(places)
         return places
 
-    def _exchange(self, place: str) -> list[str]:
-        """The places of all ranks. Where all are the same, that costs one small collective."""
-        if len(set(gather_int(zlib.crc32(place.encode()), self.group))) == 1:
-            return [place] * self.size
-        return gather(place, self.group)
+    def _teams(self, ranks: Sequence[T]) -> list[Sequence[T]]:
+        """What belongs to each rank, team by team."""
+        size = self._witness.size if self._witness is not None else 1
+        return [ranks[first : first + size] for first in range(0, self.size, size)]
+
+    def _who_differs(self, row: Sequence[Stand]) -> list[str]:
+        """The places of all ranks, but for those of a team that is in one place and differs."""
+        places: list[str] = []
+        for team, ranks in zip(self._teams(row), self._teams(ranks_of(self.group)), strict=True):
+            where = [place for place, _ in team]
+            apart = difference(ranks, [stands for _, stands in team]) if len(set(where)) == 1 else None
+            places += where if apart is None else [f"{_DIFFERS}{apart}, first seen at {where[0]}"] * len(team)
+        return places
 
 
 def left(error: BaseException) -> str:
@@ -123,11 +157,16 @@ def left(error: BaseException) -> str:
     return f"{_LEFT}{type(error).__name__}: {error}"
 
 
-def who_left(places: Mapping[int, str]) -> PeerLeft | None:
+def _who_left(places: Mapping[int, str]) -> PeerLeft | None:
     """What the other ranks raise, by the place of each rank's request."""
-    gone = [f"rank {rank} {place}" for rank, place in places.items() if place.startswith(_LEFT)]
+    gone = [f"rank {rank} {place}" for rank, place in places.items() if place.startswith((_LEFT, _DIFFERS))]
     return PeerLeft("; ".join(gone)) if gone else None
 
 
-def out_of_step(places: Mapping[int, str]) -> OutOfStep:
+def _packed(places: Sequence[str], stands: Sequence[Mapping[str, int]]) -> int:
+    """Where a rank is and how it stands there, in 63 bits."""
+    return (zlib.crc32("\n".join(places).encode()) >> 1) << 32 | as_number(stands)
+
+
+def _out_of_step(places: Mapping[int, str]) -> OutOfStep:
     return OutOfStep("; ".join(f"rank {rank} is at {place}" for rank, place in places.items()))

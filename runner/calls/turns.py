@@ -8,7 +8,7 @@ compute threads each, and leave no way to interrupt them.
 """
 
 import contextvars
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -63,6 +63,7 @@ class Turn:
     place: Place = START
     where: str = "start"
     flag: bool | None = None  # what it asks the other ranks, and then their answer
+    stands: Mapping[str, int] = field(default_factory=dict)  # what the ranks of a team compare, when it began to wait
     has_begun: bool = False  # to denoise
     is_over: bool = False
     result: Any = None

@@ -17,6 +17,7 @@ from runner.calls.replay import Replay, Resume
 from runner.calls.steps import Steps
 from runner.calls.switches import Switch
 from runner.calls.turns import Turn
+from runner.calls.witness import Witness
 from runner.components.component import components_of
 from runner.components.load import Groups, Loading
 from runner.components.resolver import Decision, ExecutionMode, enter, resolve
@@ -60,7 +61,8 @@ class Pipeline:
         self.adapters = Adapters(LoraConfig(), {}, {})
         self.components = components_of(stock)
         self._groups = groups or Groups()
-        self.lockstep = Lockstep(self._groups.in_step)
+        self._witness = Witness(world.team.size, world.device) if world.team.size > 1 else None
+        self.lockstep = Lockstep(self._groups.in_step, self._witness)
         decisions = resolve(self.components, leave)
         self._boundaries = Boundaries(self.components, decisions, world.device.type, self.lockstep, self.progress)
         self._overrides = Overrides()
@@ -121,7 +123,8 @@ class Pipeline:
         The noise comes from a CPU generator of the request's own, so that no other request, rank or device moves it;
         the global generators are set from its seed, for schedulers that draw from those.
         Where a component is sharded, the ranks that hold one copy of it call together, with requests that are alike;
-        PeerLeft is raised on those whose request could not go on because another rank's failed.
+        PeerLeft is raised on those whose request could not go on because another rank's failed. The ranks of a team
+        make the same request; TeamDiffers is raised on all of them where they drew or made something else.
         With `resume`, the calls that its log has are not made again; StoppedInside is raised where the job is asked to
         stop and the request cannot finish in time.
         """
@@ -148,7 +151,7 @@ class Pipeline:
         def body(request: Request, resume: Resume | None) -> Any:
             with self.lockstep.turn():
                 output = self._made(own_shell(self.stock), request, resume)
-                if self.world.team.size > 1:  # nothing is written before all ranks of the team have it
+                if self._witness is not None:  # nothing is written before all ranks of the team have the same
                     self.lockstep.meet(END)
                 return output
 
@@ -181,6 +184,8 @@ class Pipeline:
         self._steps.start(request)
         inference = enter(ExecutionMode.INFERENCE, self.world.device.type)
         generator = torch.Generator("cpu").manual_seed(request.seed)
+        if self._witness is not None:
+            self._witness.begin(generator)
         replaying = self._replaying(request, resume, generator)
         with inference, self._boundaries.request(), replaying:
             self.adapters.set(request.lora)
@@ -188,13 +193,16 @@ class Pipeline:
             inputs = decoded(request.call, self.world.device)
             self.progress.doing("start")
             set_global_generators(request.seed, self.world.device)
-            return self._call_stock(
+            output = self._call_stock(
                 stock,
                 **self.arguments.of_prompt(request.prompt),
                 **inputs,
                 generator=generator,
                 output_type=request.output_type,
             )
+        if self._witness is not None:
+            self._witness.end(output)
+        return output
 
     def _replaying(
         self, request: Request, resume: Resume | None, generator: torch.Generator
