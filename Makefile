@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE := 1
 # One thread a rank: two ranks on a small machine otherwise fight for its cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup generate test test-slow test-tasks test-slurm test-nodes test-chaos gpu-check lint
+.PHONY: setup generate test test-slow test-tasks test-slurm test-nodes test-chaos gpu-check bench lint
 
 setup: $(VENV)/.installed
 
@@ -51,6 +51,11 @@ test-chaos: setup
 # On a machine with one or more GPUs: ten minutes at most, and one file to send back.
 gpu-check: setup
 	$(BIN)/python scripts/gpu_check.py
+
+# Forty minutes on two quiet cores: benchmarks/RESULTS.md and its plots.
+bench: setup
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	$(BIN)/python scripts/bench_all.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -35,6 +35,7 @@ import numpy as np
 import torch
 from bench import page_cache
 from bench.grown import write_grown
+from bench.ratios import note
 
 import offload
 from runner.calls.meter import Meter
@@ -198,6 +199,15 @@ def _print(seconds: dict[str, list[float]], options: argparse.Namespace) -> None
         low, ratio, high = np.percentile(np.array(values) / resident, (10, 50, 90))
         print(f"{name:12}  {statistics.median(values):11.3f}   {ratio:6.2f} ({low:.2f} .. {high:.2f})"
               f"{'':10}  {np.median(np.array(values) / one):7.2f}")  # fmt: skip
+    where = f"{options.bandwidth:g} GB/s" if options.bandwidth else "the disk as it is"
+    where = f"{' '.join(options.placement)}, {where}{', cold' if options.cold else ''}"
+    for name, values in seconds.items():
+        if name != "resident":
+            note(f"a picture, {where}: {name} / resident", np.array(values) / resident)
+    for name in {"auto", "diffusers", "accelerate"} & set(seconds):
+        others = [np.array(values) for key, values in seconds.items() if key.startswith("N = ")]
+        best = min(others, key=lambda one: float(np.median(one)))
+        note(f"a picture, {where}: best N / {name}", best / np.array(seconds[name]))
     if options.json:
         options.json.write_text(
             json.dumps({"seconds": seconds, "options": vars(options)}, default=str, indent=1) + "\n"

@@ -20,6 +20,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+from bench.ratios import note
 
 from runner.config import ModelConfig, RunConfig
 from runner.pipeline.open import open_pipeline
@@ -27,6 +28,7 @@ from runner.request import Request
 from runner.world import World
 
 Arm = Callable[[], Any]
+AIMS = {"ours": 1.015}
 RATIOS = (("ours", "inference"), ("ours", "no_grad"), ("inference", "no_grad"), ("again", "inference"))
 
 
@@ -120,6 +122,8 @@ def _report(clocks: dict[str, Seconds]) -> None:
             print(f"  {name:22} {middle:8.3f} ms    (10th-90th percentile {low:.3f}-{high:.3f})")
         for top, bottom in RATIOS:
             low, middle, high = np.percentile(seconds[top] / seconds[bottom], (10, 50, 90))
+            if clock == "processor":
+                note(f"a request: {top} / {bottom}", seconds[top] / seconds[bottom], AIMS.get(top))
             print(f"  {top + ' / ' + bottom:22} {middle:8.4f}       (10th-90th percentile {low:.4f}-{high:.4f})")
 
 

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from bench.ratios import note
 from torch import nn
 
 from runner.calls.boundary import Boundaries
@@ -52,6 +53,7 @@ def main() -> None:
     print("result MiB   compute thread, ms a call   of it   write and sync, ms a call   replay, ms a call   no log, us")
     for size in options.sizes:
         on, written, replayed, off = _measure(options, int(size * MIB), device)
+        note(f"a call log of {size:g} MiB a call: a call with it / without", [1 + on / options.seconds], 1.01)
         print(
             f"{size:10.1f}   {on * 1e3:25.1f} {on / options.seconds:7.2%}   {written * 1e3:25.1f}   "
             f"{replayed * 1e3:17.1f}   {off * 1e6:10.1f}"

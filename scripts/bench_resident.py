@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from bench import offload_arms
 from bench.checkpoint import write_checkpoint
+from bench.ratios import note
 from torch import nn
 
 from runner.components.load import Groups, load_component, load_whole
@@ -54,12 +55,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench_resident.") as temporary:
         weights = write_checkpoint(Path(temporary) / "transformer")
         print(f"{weights / 2**20:.0f} MiB of bf16, {options.ranks} ranks; medians of {options.rounds}")
+        of: dict[str, list[tuple[float, float, float]]] = {}
         for arm in ARMS:
             runs = [one_run(arm, Path(temporary) / "transformer", options.ranks) for _ in range(options.rounds)]
+            of[arm] = runs
             seconds, peak, ready = (statistics.median(column) for column in zip(*runs, strict=True))
             print(
                 f"{arm:22} {seconds:6.2f} s   {peak / weights:5.2f} copies at the peak   {ready / weights:5.2f} ready"
             )
+
+        for place, what in enumerate(("seconds", "memory of all ranks at the peak")):
+            pairs = zip(*of.values(), strict=True)
+            note(f"resident: {what}, ours / library", [ours[place] / library[place] for ours, library in pairs])
 
 
 def one_run(arm: str, folder: Path, size: int) -> tuple[float, float, float]:

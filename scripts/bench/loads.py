@@ -26,6 +26,7 @@ import numpy as np
 from bench.checkpoint import write_checkpoint
 from bench.load_once import METHODS, Load, load_once
 from bench.paired import Spread
+from bench.ratios import note
 from runner.world import World
 
 MIB = 2**20
@@ -51,6 +52,10 @@ def run(world: World, rounds: int) -> dict[str, Any]:
     bound = round(weights / world.size * 1.1) + 64 * MIB
     if world.rank == 0:
         print(_table(counted, bound), flush=True)
+        for method in set(METHODS) - {"ours"}:
+            note(f"load: seconds of ours / {method}", _slowest(counted["ours"]) / _slowest(counted[method]))
+            ours, theirs = (max(load.anonymous for ranks in counted[one] for load in ranks) for one in ("ours", method))
+            note(f"load: peak of a rank's own memory, ours / {method}", [ours / theirs])
     figures = {method: [[asdict(load) for load in ranks] for ranks in done] for method, done in counted.items()}
     return {"weights": weights, "bound": bound, "loads": figures}
 

@@ -11,10 +11,12 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
 
+from bench.ratios import note
 from runner.world import World
 
 Arm = Callable[[], torch.Tensor]
@@ -96,8 +98,15 @@ def _finish() -> None:
         torch.accelerator.synchronize()
 
 
-def report(times: Times, ratios: Mapping[str, tuple[str, str]], world: World) -> dict[str, object]:
-    """Print the table on rank 0; returns the figures."""
+def report(
+    times: Times,
+    ratios: Mapping[str, tuple[str, str]],
+    world: World,
+    title: str = "",
+    aims: Mapping[str, float] = MappingProxyType({}),
+) -> dict[str, object]:
+    """Print the table on rank 0; returns the figures. `title` says what was measured, `aims` what a ratio should be at
+    most."""
     figures: dict[str, object] = {}
     lines = [f"  {'':35}{'clock':>10}{'10th .. 90th':>20}   {'processor':>10}{'10th .. 90th':>20}{'quiet':>9}"]
     for arm in times.clock:
@@ -109,6 +118,8 @@ def report(times: Times, ratios: Mapping[str, tuple[str, str]], world: World) ->
         quiet = times.quiet_ratio(top, bottom)
         lines.append(f"  {label:35}{_columns(both, 3)}{quiet:9.3f}")
         figures[label] = {"clock": asdict(both[0]), "processor": asdict(both[1]), "quiet": quiet}
+        if world.rank == 0:
+            note(f"{title}: {label}" if title else label, times.clock[top] / times.clock[bottom], aims.get(label))
     if world.rank == 0:
         print("\n".join(lines), flush=True)
     return figures

@@ -39,7 +39,7 @@ def run(world: World, scale: float) -> dict[str, Any]:
         if world.rank == 0:
             print(f"\nhandwritten, {case}; bitwise equal to the unsharded model", flush=True)
         times = measure(_arms(case, world), max(1, round(case.rounds * scale)), world)
-        figures[case.name] = report(times, _RATIOS, world)
+        figures[case.name] = report(times, _RATIOS, world, f"sharded by hand, {case.name}")
         if world.rank == 0:
             best, found = min((times.ratio(*_RATIOS[label]).median, label) for label in list(_RATIOS)[:-1])[::-1]
             print(f"  aim: the best of ours <= {AIM:.2f}: {'held' if found <= AIM else 'MISSED'} ({found:.4f}, {best})")
