@@ -28,7 +28,10 @@ def test_ratios_come_into_the_table_with_their_aim() -> None:
 
 @pytest.mark.parametrize(
     ("code", "minutes", "told"),
-    [("sys.exit(3)", 1, "FAILED with exit code 3"), ("import time; time.sleep(60)", 0.02, "GIVEN UP after 0.04 minutes")],
+    [
+        ("sys.exit(3)", 1, "FAILED with exit code 3"),
+        ("import time; time.sleep(60)", 0.02, "GIVEN UP after 0.04 minutes"),
+    ],
 )
 def test_what_fails_stands_in_the_table(code: str, minutes: float, told: str) -> None:
     found = bench_all._run(bench(f"note('before', [1.0]); {code}", minutes))
