@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +48,13 @@ class Watched:
     def open(self, file: Path, view: str = "") -> Page:
         self.page.goto(file.resolve().as_uri() + view)
         return self.page
+
+    def until(self, expression: str, seconds: float = 20.0) -> None:
+        """Until it is true on the page. The page's own policy forbids what playwright waits with."""
+        end = time.monotonic() + seconds
+        while not self.page.evaluate(expression):
+            assert time.monotonic() < end, expression
+            time.sleep(0.05)
 
     def _dialog(self, dialog: object) -> None:
         self.complaints.append(f"dialog: {dialog}")

@@ -39,7 +39,8 @@ function follow() {
     byId("order").value = query.get("order") in ORDERS ? query.get("order") : "job";
   }
   showView(name, (shown) => {
-    if (shown === "overview") drawOverview();
+    if (shown === "overview") { drawOverview(); drawCharts(); }
+    if (shown === "timeline") drawTimeline();
     if (shown === "results") { drawKinds(); refresh(); }
   });
 }
@@ -48,6 +49,8 @@ function setTheme() {
   const root = document.documentElement;
   const isDark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
   root.dataset.theme = isDark ? "light" : "dark";
+  charts.forEach((chart) => chart.draw());
+  lanes.timeline?.draw();
 }
 
 document.querySelector("form.toolbar").addEventListener("submit", (event) => event.preventDefault());
@@ -67,4 +70,20 @@ addEventListener("keydown", (event) => {
   const tab = tabs[Number(event.key) - 1];
   if (tab) location.hash = tab.hash;
 });
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { charts.forEach((chart) => chart.draw()); lanes.timeline?.draw(); });
+
+/** While the job runs the page is written anew: look again, unless somebody is in the middle of something. */
+function keepUpToDate() {
+  const busyUntil = { time: 0 };
+  for (const kind of ["keydown", "pointerdown", "pointermove", "wheel", "scroll"]) {
+    addEventListener(kind, () => { busyUntil.time = Date.now() + 10_000; }, { passive: true });
+  }
+  setInterval(() => {
+    const isBusy = Date.now() < busyUntil.time || byId("detail").open || document.hidden;
+    if (!isBusy) { history.replaceState({ top: scrollY }, ""); location.reload(); }
+  }, 30_000);
+}
+
 follow();
+scrollTo(0, history.state?.top ?? 0);
+if (["running", "silent"].includes(data.state)) keepUpToDate();

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,19 @@ from markupsafe import Markup
 
 from runner.output.folder import Folder
 from runner.output.write import write_whole
+from runner.report.live.line import a_time
 from runner.report.page.failures import entries
+from runner.report.page.memory import memory
 from runner.report.page.results import results
+from runner.report.page.runs import runs
 from runner.report.page.settings import flat
+from runner.report.page.timeline import timeline
 from runner.report.told import Told
 from runner.report.wording import at_time, in_bytes, in_seconds
 
 _HERE = Path(__file__).parent
 # Later ones use what the earlier ones define.
-_SCRIPTS = ("dom", "search", "grid", "detail", "views", "main")
+_SCRIPTS = ("dom", "search", "grid", "detail", "views", "chart", "curves", "timeline", "tracks", "main")
 
 
 def write_report(folder: Folder) -> None:
@@ -47,6 +52,7 @@ def page(told: Told) -> str:
             name=told.folder.path.resolve().name,
             written=time.time(),
             failures=entries(told),
+            runs=runs(told),
             settings=flat(told.run.get("config")),
             policy=_policy(style, script),
             style=Markup(style),
@@ -58,7 +64,14 @@ def page(told: Told) -> str:
 
 def data(told: Told) -> Mapping[str, Any]:
     """What the script works with."""
-    return {"name": told.folder.path.resolve().name, "state": told.state, **results(told.folder, told.made)}
+    return {
+        "name": told.folder.path.resolve().name,
+        "state": told.state,
+        **results(told.folder, told.made),
+        "memory": memory(told),
+        "timeline": timeline(told.folder, int(told.run.get("world_size") or 1)),
+        "runs": [asdict(run) for run in runs(told)],
+    }
 
 
 def _environment() -> Environment:
@@ -71,7 +84,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "default": str}
-    environment.filters |= {"bytes": in_bytes, "seconds": in_seconds, "time": at_time}
+    environment.filters |= {"bytes": in_bytes, "seconds": in_seconds, "time": at_time, "rate": a_time}
     return environment
 
 

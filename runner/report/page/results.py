@@ -1,27 +1,12 @@
 """The results of a job as the page has them: small, since there may be ten thousand."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from runner.output.folder import Folder
 from runner.output.lines import ManifestLine, OutputFile
-
-
-class Distinct:
-    """Values that many lines share (the arguments of a call, the device), kept once each."""
-
-    def __init__(self) -> None:
-        self.values: list[Any] = []
-        self._places: dict[str, int] = {}
-
-    def place(self, value: Any) -> int:
-        key = json.dumps(value, sort_keys=True, default=str)
-        if key not in self._places:
-            self._places[key] = len(self.values)
-            self.values.append(value)
-        return self._places[key]
+from runner.report.page.distinct import Distinct
 
 
 def results(folder: Folder, made: Sequence[ManifestLine]) -> dict[str, Any]:

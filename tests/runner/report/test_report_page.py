@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,9 @@ from playwright.sync_api import Browser, Page
 from runner.config import load_config
 from runner.errors import ExitCode
 from runner.output.folder import Folder
+from runner.output.journal import Journal
 from runner.run import run
+from runner.trace.interval import Head, Interval, Lane
 from runner.world import World
 from scripts.report import main
 from tests.browser import Watched, browser
@@ -67,9 +70,9 @@ def _cells(page: Page) -> list[str]:
 def test_the_job_leaves_a_page_that_shows_its_pictures(job: Path, watched: Watched) -> None:
     page = watched.open(job / "report.html", "#results")
     assert _cells(page) == ["a rocket", NASTY, "a panda"]
-    page.wait_for_function("[...document.querySelectorAll('#grid img')].every(i => i.complete && i.naturalWidth > 0)")
+    watched.until("[...document.querySelectorAll('#grid img')].every(i => i.complete && i.naturalWidth > 0)")
     assert page.locator("#grid img").count() == 3
-    assert "failed" in page.locator(".badge").inner_text()
+    assert "failed" in page.locator("header .badge").inner_text()
 
 
 def test_what_users_wrote_stays_text(job: Path, watched: Watched) -> None:
@@ -117,8 +120,8 @@ def test_it_is_worked_by_the_keyboard(job: Path, watched: Watched) -> None:
     page.keyboard.press("ArrowRight")
     assert page.locator("dialog .prompt").inner_text() == "a panda"
     page.keyboard.press("Escape")
-    assert page.evaluate("document.activeElement.title") == "a panda", "where the detail was left"
-    page.keyboard.press("4")
+    watched.until("document.activeElement.title === 'a panda'")  # where the detail was left
+    page.keyboard.press("5")
     assert page.locator("#failures").is_visible()
 
 
@@ -128,6 +131,54 @@ def test_a_failure_opens_its_traceback(job: Path, watched: Watched) -> None:
     page.locator("#failures summary").focus()
     page.keyboard.press("Enter")
     assert re.search(r"Traceback .*NotFinite", page.locator("#failures pre").inner_text(), re.DOTALL)
+
+
+INKED = """id => {
+    const canvas = document.getElementById(id), pen = canvas.getContext("2d");
+    const pixels = pen.getImageData(0, 0, canvas.width, canvas.height);
+    return new Set(new Uint32Array(pixels.data.buffer)).size;
+}"""  # how many colours are on it
+
+
+def test_the_timeline_shows_what_each_rank_made_and_is_zoomed_by_the_keyboard(job: Path, watched: Watched) -> None:
+    page = watched.open(job / "report.html", "#timeline")
+    assert page.evaluate(INKED, "lanes") > 5
+    span = page.locator("#span")
+    whole = span.inner_text()
+    page.locator("#lanes").focus()
+    page.keyboard.press("+")
+    assert span.inner_text() != whole
+    page.keyboard.press("0")
+    assert span.inner_text() == whole
+
+
+def test_the_timeline_shows_a_trace(job: Path, tmp_path: Path, watched: Watched) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(job, out)
+    Folder(out).profile.mkdir(exist_ok=True)
+    head = Head(rank=0, world_size=1, device="cpu", began=1.0)
+    blocks = [("block", Lane.compute, 0.0, 6.0), ("wait", Lane.wait, 6.0, 9.0), ("prefetch", Lane.prefetch, 0.0, 8.0)]
+    intervals = [
+        Interval(name=name, lane=lane, begin=begin, end=end, component="transformer", block="blocks.7", step=3)
+        for name, lane, begin, end in [*blocks, ("exchange", Lane.exchange, 9.0, 10.0)]
+    ]
+    Journal(Folder(out).intervals(0)).append([head.to_json(), *(one.to_json() for one in intervals)])
+    assert main([str(out)]) == ExitCode.DONE
+    page = watched.open(out / "report.html", "#timeline")
+    watched.until("document.getElementById('legend').innerText.includes('%')")
+    legend = " ".join(page.locator("#legend").inner_text().split())
+    assert legend == "compute of blocks 60 % wait 30 % prefetch 80 % exchange 10 %"
+    page.locator("#lanes").hover(position={"x": 400, "y": 30})
+    assert "blocks.7 · step 3" in page.locator("#tip").inner_text() and "6.00 s" in page.locator("#tip").inner_text()
+
+
+def test_memory_and_requests_are_drawn_over_time(job: Path, watched: Watched) -> None:
+    page = watched.open(job / "report.html")
+    for name in ("pace", "host-memory"):
+        canvas = page.locator(f"#{name} canvas")
+        canvas.hover(position={"x": 200, "y": 80})
+        assert page.evaluate(INKED.replace("getElementById(id)", "querySelector(id)"), f"#{name} canvas") > 5
+    assert not page.locator("#device-memory").is_visible(), "there is no device beside the host"
 
 
 def test_placement_says_mode_and_reason(job: Path, watched: Watched) -> None:
@@ -156,7 +207,7 @@ def test_ten_thousand_pictures_are_few_elements(job: Path, tmp_path: Path, watch
     page.keyboard.press("End")
     page.locator("#grid .cell").first.focus()
     page.keyboard.press("End")
-    page.wait_for_function("document.activeElement.title === 'rocket 9999'")
+    watched.until("document.activeElement.title === 'rocket 9999'")
     assert page.locator("#grid .cell").count() < 200
     page.locator("#query").fill("rocket 9999")
     assert _cells(page) == ["rocket 9999"]
@@ -167,7 +218,7 @@ def test_it_is_written_also_of_a_job_that_left_next_to_nothing(tmp_path: Path, w
     (tmp_path / "manifest.jsonl").write_text('{"id": "torn')
     assert main([str(tmp_path)]) == ExitCode.DONE
     page = watched.open(tmp_path / "report.html")
-    assert "unknown" in page.locator(".badge").inner_text()
+    assert "unknown" in page.locator("header .badge").inner_text()
 
 
 def test_a_folder_without_a_job_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
