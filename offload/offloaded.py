@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
+from time import perf_counter
 from typing import Any, Literal
 
 import torch
@@ -144,15 +145,15 @@ class Offloaded:
         """
         if self._outside is not None:
             return
-        unit = self._units[OUTSIDE]
+        unit, observer = self._units[OUTSIDE], self.traffic.observer
         with normal_mode():
-            self._resident.refresh(self.store, self._edits)
+            self._resident.refresh(self.store, self._edits, observer)
             slot = Slot(self._engine, unit.num_bytes)
             try:
                 if unit.num_bytes:
-                    slot.fetch(self.store, unit.name, self._edits)
+                    slot.fetch(self.store, unit.name, self._edits, observer)
                 self.prefetch_head()
-                slot.wait()
+                slot.wait(observer)
                 unit.bind(slot)
                 self._outside = slot
             except BaseException:  # also Ctrl-C: half a stage would hold memory that no end() knows of
@@ -187,7 +188,7 @@ class Offloaded:
         self._edits = wanted
         with normal_mode():
             self._resident.send_away(changed)
-            self._resident.refresh(self.store, wanted)
+            self._resident.refresh(self.store, wanted, self.traffic.observer)
 
     def remove(self, device: torch.device | None = None) -> nn.Module:
         """Give the plain module back: true weights on `device` (default: ours), each in memory of its own.
@@ -290,11 +291,14 @@ class Offloaded:
             return slot
 
     def _release(self, unit: UnitWeights, slot: Slot) -> None:
+        began, observer = perf_counter(), self.traffic.observer
         with normal_mode():
             if slot.users == 1:
                 unit.unbind()
             if self._ring is not None:
                 self._ring.release(slot)
+        if observer is not None:
+            observer.tell("release", unit.name, began, perf_counter())
 
     def _make_ring(self) -> Ring:
         sizes = self._slot_sizes

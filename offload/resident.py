@@ -7,6 +7,7 @@ from offload.edits import UnitEdits
 from offload.engines.engine import CopyEngine
 from offload.ring import Slot
 from offload.stores.store import Store
+from weights.observer import Observer
 
 
 class Resident:
@@ -26,15 +27,15 @@ class Resident:
         """Of the slots: nothing once they are freed."""
         return sum(slot.buffer.numel() for slot in self.slots.values())
 
-    def fetch(self, store: Store, edits: UnitEdits) -> list[str]:
+    def fetch(self, store: Store, edits: UnitEdits, observer: Observer | None = None) -> list[str]:
         """Bring those that are away, and name them: all, or none of them holds a unit. Raises StoreError."""
         away = {name: slot for name, slot in self.slots.items() if slot.unit is None}
         try:
             for name, slot in away.items():
                 slot.release()
-                slot.fetch(store, name, edits)
+                slot.fetch(store, name, edits, observer)
             for slot in away.values():
-                slot.wait()
+                slot.wait(observer)
         except BaseException:  # also Ctrl-C: a half-filled slot would pass for its unit
             for slot in away.values():
                 slot.unit = None
@@ -45,9 +46,9 @@ class Resident:
         for name in names:
             self._units[name].bind(self.slots[name])
 
-    def refresh(self, store: Store, edits: UnitEdits) -> None:
+    def refresh(self, store: Store, edits: UnitEdits, observer: Observer | None) -> None:
         """Bring those back that `send_away` took. Raises StoreError."""
-        self.bind(self.fetch(store, edits))
+        self.bind(self.fetch(store, edits, observer))
 
     def send_away(self, names: Iterable[str]) -> None:
         """Until `refresh`: their weights have changed."""

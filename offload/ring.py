@@ -10,6 +10,7 @@ from offload.engines.engine import CopyEngine, Mark
 from offload.order import Order
 from offload.stores.packing import PackedTensor, Packing, view, views
 from offload.stores.store import Store
+from weights.observer import Observer
 
 
 class Slot:
@@ -30,19 +31,22 @@ class Slot:
         self.copied: Mark = engine.mark()
         self.released: Mark = self.copied
 
-    def fetch(self, store: Store, unit: str, edits: UnitEdits) -> None:
+    def fetch(self, store: Store, unit: str, edits: UnitEdits, observer: Observer | None = None) -> None:
         assert self.users == 0
         self.unit = None
         packed = store.packings[unit].tensors
         self._to_edit = [(packed[name], edit) for name, edit in edits.get(unit, {}).items()]
-        self.copied = self.engine.copy(store, unit, self.buffer, after=(self.released, self.copied))
+        self.copied = self.engine.copy(store, unit, self.buffer, (self.released, self.copied), observer)
         self.unit = unit
 
-    def wait(self) -> None:
+    def wait(self, observer: Observer | None = None) -> None:
         """Raises StoreError, and what an edit raises; then, as after Ctrl-C, the slot holds nothing that could be taken
         for a unit."""
         try:
+            began = None if observer is None else observer.now()
             self.engine.wait(self.copied)
+            if observer is not None and began is not None:
+                observer.tell("wait", self.unit or "", began, observer.now())
             while self._to_edit:
                 weight, edit = self._to_edit.pop()
                 edit(view(weight, self.buffer))
@@ -69,11 +73,13 @@ class Slot:
 
 @dataclass
 class Traffic:
-    """What blocks have crossed to the device: their bytes, the fetches, and how many of those a call had to ask for."""
+    """What blocks have crossed to the device: their bytes, the fetches, and how many of those a call had to ask for.
+    The observer, where there is one, is told of each as it happens."""
 
     num_bytes: int = 0
     fetches: int = 0
     demand_fetches: int = 0
+    observer: Observer | None = None
 
 
 class Ring:
@@ -116,7 +122,7 @@ class Ring:
         slot.users += 1
         try:
             self.prefetch()
-            slot.wait()
+            slot.wait(self._traffic.observer)
         except BaseException:  # also Ctrl-C: a slot in use by nobody would never be filled again
             slot.users -= 1
             raise
@@ -149,7 +155,7 @@ class Ring:
             self._slots.pop().free()
 
     def _fetch(self, slot: Slot, unit: str) -> None:
-        slot.fetch(self._store, unit, self._edits)
+        slot.fetch(self._store, unit, self._edits, self._traffic.observer)
         self._traffic.fetches += 1
         self._traffic.num_bytes += self._store.packings[unit].num_bytes
 

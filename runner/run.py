@@ -3,16 +3,14 @@
 import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
 
 import diffusers
-import torch
 import transformers
-from torch.profiler import ProfilerActivity, profile
 
 from runner.components.directory import Directory, directory_of
 from runner.components.identity import agreed_identity
@@ -30,10 +28,9 @@ from runner.job.results import extent_of
 from runner.media.save import settled_writing
 from runner.media.sheet import contact_sheet
 from runner.numerics import settle_numerics
-from runner.output.folder import Folder
 from runner.output.job_folder import JobFolder, settle_recipe, taken
 from runner.output.recipe import recipe_of
-from runner.output.write import read_json, write_whole
+from runner.output.write import read_json
 from runner.parity.certificate import certify
 from runner.pipeline.adapters import recipe_of_lora
 from runner.pipeline.open import open_pipeline
@@ -49,6 +46,7 @@ from runner.report.memory import OwnMemory, own_memory
 from runner.report.page.page import write_report
 from runner.report.run_json import Ending, facts, measure, run_json
 from runner.report.summary import summary
+from runner.report.trace_files import traced
 from runner.request import parse_part
 from runner.world import World
 
@@ -117,13 +115,14 @@ def _run_in_folder(
         if world.rank == 0:
             settle_recipe(folder)
         loaded = perf_counter()
-        with _profiled(config.job, folder.files, world):
+        with traced(pipeline, folder.files, world) if config.job.profile else nullcontext():
             made = run_job(left, pipeline, config.job, world, folder=folder, watch=watch)
     progress.doing("report")
     everything = sorted([*settled, *made], key=lambda result: result.request.number)
+    pipeline.recorder.settle()
     seconds = {"load": loaded - start, "generate": perf_counter() - loaded}
     ending = Ending.of(everything, len(requests), watch.stop_reason, seconds)
-    ranks = world.gather(measure(pipeline, memory))
+    ranks = world.gather(measure(pipeline, memory, seconds["generate"]))
     if world.rank == 0:
         _report(config, pipeline, ending, folder, ranks)
     return ending
@@ -227,17 +226,3 @@ def _quiet_libraries() -> None:
     """Their bars are one for each component and rank; ours is one for the run."""
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-
-
-@contextmanager
-def _profiled(job: JobConfig, folder: Folder, world: World) -> Iterator[None]:
-    """A Chrome trace of this rank under <output>/profile, where job.profile asks for one."""
-    if not job.profile:
-        yield
-        return
-    activities = [ProfilerActivity.CPU]
-    if torch.cuda.is_available():
-        activities.append(ProfilerActivity.CUDA)
-    with profile(activities=activities) as trace:
-        yield
-    write_whole(folder.trace(world.rank), lambda temp: trace.export_chrome_trace(str(temp)))

@@ -22,11 +22,13 @@ from torch import nn
 from runner.calls.boundary import Boundaries
 from runner.calls.lockstep import Lockstep
 from runner.calls.replay import Replay, Resume
+from runner.calls.steps import Steps
 from runner.components.component import Component
 from runner.components.resolver import Leave, resolve
 from runner.output.call_log import CallLog
 from runner.progress import Progress
 from runner.request import Request
+from weights.overrides import Overrides
 
 MIB = 1 << 20
 
@@ -79,7 +81,8 @@ def _measure(options: argparse.Namespace, num_bytes: int, device: torch.device) 
 
     module.seconds = 0.0
     bare = statistics.median(pass_through(50))
-    replay = Replay(SimpleNamespace(), [component], boundaries, device, lockstep, progress)
+    steps = Steps(SimpleNamespace(), Overrides(), progress)
+    replay = Replay([component], boundaries, device, lockstep, progress, steps)
     off = statistics.median(pass_through(50)) - bare
     module.seconds = options.seconds
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:

@@ -1,6 +1,7 @@
 """FSDP over ranks for any component: shard it, load each rank's slice, prime it, read off what it is."""
 
 from sharding.fsdp import reshard, shard, unshard
+from sharding.gathers import observe_gathers
 from sharding.layout import Layout, fake_world, layout
 from sharding.loading import LoadReport, load_sharded, set_dtype
 from sharding.mesh import build_mesh
@@ -29,6 +30,7 @@ __all__ = [
     "let_go",
     "load_sharded",
     "moving_blocks",
+    "observe_gathers",
     "prime",
     "reshard",
     "resume_forward",

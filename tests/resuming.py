@@ -96,7 +96,7 @@ class Bench:
 
     @property
     def computed(self) -> int:
-        return self.pipeline.timings.calls.get("denoise", 0)
+        return self.pipeline.recorder.calls("denoise")
 
     def records(self, name: str) -> int:
         return count_records(self.folder / f"{name}.log")

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from offload.stores.store import Store
+from weights.observer import Observer
 
 # A point in the work of host and device. Done once the host has issued that work; the result is the engine's own. A
 # copy that failed raises from it, and one that has not begun may be cancelled.
@@ -36,8 +37,11 @@ class CopyEngine(Protocol):
     def mark(self) -> Mark:
         """All that was computed until now."""
 
-    def copy(self, store: Store, unit: str, buffer: torch.Tensor, after: Sequence[Mark]) -> Mark:
-        """Start to fill the buffer with the unit, after `after`. Copies among them that have not begun need not."""
+    def copy(
+        self, store: Store, unit: str, buffer: torch.Tensor, after: Sequence[Mark], observer: Observer | None = None
+    ) -> Mark:
+        """Start to fill the buffer with the unit, after `after`. Copies among them that have not begun need not. The
+        observer is told when the bytes went."""
 
     def wait(self, mark: Mark) -> None:
         """What is computed from now on runs after `mark`. Raises StoreError where its copy failed."""

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
 
 import torch
 
 from offload.engines.engine import Mark, done, submit
 from offload.stores.store import Store
 from weights.modes import normal_mode
+from weights.observer import Observer
 
 
 class InlineEngine:
@@ -31,14 +33,19 @@ class InlineEngine:
     def mark(self) -> Mark:
         return done([])
 
-    def copy(self, store: Store, unit: str, buffer: torch.Tensor, after: Sequence[Mark]) -> Mark:
+    def copy(
+        self, store: Store, unit: str, buffer: torch.Tensor, after: Sequence[Mark], observer: Observer | None = None
+    ) -> Mark:
         for mark in after:
             mark.cancel()
         target = buffer[: store.packings[unit].num_bytes]
         view = store.view(unit)
         if view is None:
-            return submit(self._threads, store, _read_for, store, unit, target)
+            return submit(self._threads, store, _read_for, store, unit, target, observer)
+        began = perf_counter()
         target.copy_(view)
+        if observer is not None:
+            observer.tell("prefetch", unit, began, perf_counter(), target.numel())
         return done([])
 
     def wait(self, mark: Mark) -> None:
@@ -54,8 +61,13 @@ class InlineEngine:
         self._threads.shutdown()
 
 
-def _read_for(store: Store, unit: str, target: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _read_for(
+    store: Store, unit: str, target: torch.Tensor, observer: Observer | None
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    began = perf_counter()
     with normal_mode():
         host = torch.empty(target.numel(), dtype=torch.uint8)
         store.read(unit, host)
-        return [(target, host)]
+    if observer is not None:
+        observer.tell("prefetch", unit, began, perf_counter(), target.numel())
+    return [(target, host)]

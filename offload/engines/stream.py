@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from offload.engines.engine import Mark, done, result_if_any, submit
 from offload.stores.store import Store
 from weights.modes import normal_mode
+from weights.observer import Moment, Observer
 
 # Page-locked memory that is asked for as a power of two is not rounded up to the next one by torch's allocator.
 STAGING_BYTES = 32 * 2**20
@@ -49,14 +51,20 @@ class StreamEngine:
     def mark(self) -> Mark:
         return done(self._compute().record_event())
 
-    def copy(self, store: Store, unit: str, buffer: torch.Tensor, after: Sequence[Mark]) -> Mark:
+    def copy(
+        self, store: Store, unit: str, buffer: torch.Tensor, after: Sequence[Mark], observer: Observer | None = None
+    ) -> Mark:
         target = buffer[: store.packings[unit].num_bytes]
         view = store.view(unit)
         if view is not None and self._is_page_locked(view):
-            return done(self._upload(view, target, after))
+            self._wait_for(after)
+            began = None if observer is None else observer.now(self._copies)
+            uploaded = self._upload(view, target)
+            self._tell(observer, unit, began, target)
+            return done(uploaded)
         for mark in after:
             mark.cancel()
-        return submit(self._threads, store, self._read_and_upload, store, unit, target, after)
+        return submit(self._threads, store, self._read_and_upload, store, unit, target, after, observer)
 
     def wait(self, mark: Mark) -> None:
         self._compute().wait_event(mark.result())
@@ -76,7 +84,14 @@ class StreamEngine:
     def staging_bytes(self) -> int:
         return NUM_STAGING_BUFFERS * STAGING_BYTES
 
-    def _read_and_upload(self, store: Store, unit: str, target: torch.Tensor, after: Sequence[Mark]) -> Any:
+    def _tell(self, observer: Observer | None, unit: str, began: Moment | None, target: torch.Tensor) -> None:
+        if observer is not None and began is not None:
+            observer.tell("prefetch", unit, began, observer.now(self._copies), target.numel())
+
+    def _read_and_upload(
+        self, store: Store, unit: str, target: torch.Tensor, after: Sequence[Mark], observer: Observer | None
+    ) -> Any:
+        began = perf_counter()
         with normal_mode():
             try:
                 for start in range(0, max(target.numel(), 1), STAGING_BYTES):
@@ -88,6 +103,7 @@ class StreamEngine:
                 for staging in self._staging:
                     self._finish(staging)
                 raise
+        self._tell(observer, unit, began, target)
         return uploaded
 
     def _stage(self, store: Store, unit: str, start: int, piece: torch.Tensor, after: Sequence[Mark]) -> Any:
@@ -98,7 +114,8 @@ class StreamEngine:
             staging.buffer = self._page_locked(STAGING_BYTES)
         source = staging.buffer[: piece.numel()]
         self._read(store, unit, source, start)
-        staging.uploaded = self._upload(source, piece, after)
+        self._wait_for(after)
+        staging.uploaded = self._upload(source, piece)
         return staging.uploaded
 
     def _finish(self, staging: "_Staging") -> None:
@@ -107,9 +124,11 @@ class StreamEngine:
             staging.uploaded.synchronize()
             staging.uploaded = None
 
-    def _upload(self, source: torch.Tensor, target: torch.Tensor, after: Sequence[Mark]) -> Any:
+    def _wait_for(self, after: Sequence[Mark]) -> None:
         for event in filter(None, map(result_if_any, after)):
             self._copies.wait_event(event)
+
+    def _upload(self, source: torch.Tensor, target: torch.Tensor) -> Any:
         self._transfer(source, target)
         return self._copies.record_event()
 

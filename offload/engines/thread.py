@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
 
 import torch
 
 from offload.engines.engine import Mark, done, result_if_any, submit
 from offload.stores.store import Store, fill_host
 from weights.modes import normal_mode
+from weights.observer import Observer
 
 
 class ThreadEngine:
@@ -31,10 +33,12 @@ class ThreadEngine:
     def mark(self) -> Mark:
         return done()
 
-    def copy(self, store: Store, unit: str, buffer: torch.Tensor, after: Sequence[Mark]) -> Mark:
+    def copy(
+        self, store: Store, unit: str, buffer: torch.Tensor, after: Sequence[Mark], observer: Observer | None = None
+    ) -> Mark:
         for mark in after:
             mark.cancel()
-        return submit(self._threads, store, _fill_in_order, store, unit, buffer, after)
+        return submit(self._threads, store, _fill_in_order, store, unit, buffer, after, observer)
 
     def wait(self, mark: Mark) -> None:
         mark.result()
@@ -47,8 +51,13 @@ class ThreadEngine:
         self._threads.shutdown()
 
 
-def _fill_in_order(store: Store, unit: str, buffer: torch.Tensor, after: Sequence[Mark]) -> None:
+def _fill_in_order(
+    store: Store, unit: str, buffer: torch.Tensor, after: Sequence[Mark], observer: Observer | None
+) -> None:
     for mark in after:
         result_if_any(mark)
+    began, num_bytes = perf_counter(), store.packings[unit].num_bytes
     with normal_mode():
-        fill_host(store, unit, buffer[: store.packings[unit].num_bytes])
+        fill_host(store, unit, buffer[:num_bytes])
+    if observer is not None:
+        observer.tell("prefetch", unit, began, perf_counter(), num_bytes)

@@ -2,41 +2,30 @@
 
 import functools
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
 from runner.calls.finite import require_finite
 from runner.calls.generation import generate_in_step
 from runner.calls.lockstep import Lockstep
-from runner.calls.turns import seconds_paused, this_turn
+from runner.calls.steps import Steps
+from runner.calls.turns import this_turn
 from runner.components.component import METHODS, Component, look_ahead
 from runner.components.resolver import Decision, enter
 from runner.progress import Progress
+from runner.trace.interval import Lane
+from runner.trace.recorder import Recorder
 from weights.modes import normal_mode
 from weights.overrides import Overrides, moves_no_weights
 
 
-@dataclass
-class Timings:
-    """Seconds and calls by stage. On an accelerator the seconds are the host's: work is queued, not awaited."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    calls: dict[str, int] = field(default_factory=dict)
-
-    def add(self, stage: str, seconds: float, calls: int = 1) -> None:
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-        self.calls[stage] = self.calls.get(stage, 0) + calls
-
-
 class Boundaries:
     """Hooks on every component of a pipeline, put on once; they do nothing but inside `group()` and `request()`.
+    `steps` counts those of the request that is being made.
 
     There, every call of a component enters the component's mode, in step with the other ranks. When a call begins
     another stage, and at the end, the weights that the components of the last stage brought up are released; the first
@@ -54,9 +43,11 @@ class Boundaries:
         device_type: str,
         lockstep: Lockstep,
         progress: Progress,
+        recorder: Recorder | None = None,
+        steps: Steps | None = None,
     ) -> None:
         self.decisions = decisions
-        self.timings = Timings()
+        self._recorder, self._steps = recorder or Recorder(), steps
         self._device_type, self._lockstep, self._progress = device_type, lockstep, progress
         self._ahead = look_ahead(components)
         self._sharded = {component.name for component in components if component.is_sharded}
@@ -78,6 +69,7 @@ class Boundaries:
         try:
             yield
         finally:
+            self._recorder.enter_stage(None)
             self._release(except_in=None)
 
     @contextmanager
@@ -101,6 +93,7 @@ class Boundaries:
 
     def _install(self, component: Component) -> None:
         module = component.module
+        self._recorder.know(component.name, component.stage)
         before = moves_no_weights(functools.partial(self._before, component))
         after = moves_no_weights(functools.partial(self._after, component))
         self._handles += [
@@ -174,9 +167,8 @@ class Boundaries:
                 self._progress.calling(stage, component.name)
                 self._wait_for_others(component, stage, f"{stage}/{component.name}.{entry}")
                 self._enter_stage(stage, component)
-                stack.callback(self._take_time, stage, _own_time())
+                stack.enter_context(self._recorder.component(component.name, stage, self._step(stage)))
             stack.enter_context(enter(self.decisions[component.name].mode, self._device_type))
-            stack.enter_context(_named_range(stage, component.name))
             calls.append((component.module, stack.pop_all()))
 
     def _wait_for_others(self, component: Component, stage: str, place: str) -> None:
@@ -184,7 +176,8 @@ class Boundaries:
         if (turn := this_turn()) is not None:
             turn.server.at_call(turn, stage, component.name, place)
         elif component.name in self._sharded:
-            self._lockstep.meet(place)
+            with self._recorder.range("meet", Lane.wait):
+                self._lockstep.meet(place)
         if component.name in self._sharded:
             self._lockstep.inside = place
 
@@ -192,13 +185,15 @@ class Boundaries:
         if stage != self._stage:
             self._release(except_in=stage)
             self._stage = stage
+            self._recorder.enter_stage(stage)
         self._up[component.name] = component
         if (following := self._ahead.get(component.name)) is not None:
             following.prefetch()
             self._up[following.name] = following
 
-    def _take_time(self, stage: str, start: float) -> None:
-        self.timings.add(stage, _own_time() - start)
+    def _step(self, stage: str) -> int | None:
+        counted = stage == "denoise" and self._steps is not None and self._steps.total > 0
+        return self._steps.done if counted and self._steps is not None else None
 
     def _release(self, except_in: str | None) -> None:
         with normal_mode():
@@ -207,14 +202,3 @@ class Boundaries:
                     component.release()
                     self._whole.discard(name)
                     del self._up[name]
-
-
-def _own_time() -> float:
-    return time.perf_counter() - seconds_paused()
-
-
-def _named_range(stage: str, component: str) -> AbstractContextManager[Any]:
-    # The profiler's range costs microseconds a call, so only a running profiler gets one.
-    if torch.autograd._profiler_enabled():
-        return torch.profiler.record_function(f"{stage}/{component}")
-    return nullcontext()

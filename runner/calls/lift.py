@@ -19,7 +19,6 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 import sharding
-from runner.calls.boundary import Timings
 from runner.calls.lockstep import Lockstep, PeerLeft, left
 from runner.calls.meter import Meter
 from runner.calls.moving import MovingBlock, moving_blocks
@@ -27,6 +26,8 @@ from runner.calls.replay import StoppedInside
 from runner.calls.switches import Switch
 from runner.calls.turns import BEGIN, START, VOTE, Abandoned, Place, Turn, this_turn
 from runner.components.component import Component
+from runner.trace.interval import Lane
+from runner.trace.recorder import Recorder
 from weights.modes import normal_mode
 from weights.overrides import moves_no_weights
 
@@ -37,8 +38,8 @@ _DENOISE = STAGES.index("denoise")
 class Lift:
     """Serves groups of turns over the components of one pipeline; its hooks on their blocks stay until `close`."""
 
-    def __init__(self, components: Sequence[Component], lockstep: Lockstep, timings: Timings) -> None:
-        self._lockstep, self._timings = lockstep, timings
+    def __init__(self, components: Sequence[Component], lockstep: Lockstep, recorder: Recorder | None = None) -> None:
+        self._lockstep, self._recorder = lockstep, recorder or Recorder()
         self._order = {component.name: number for number, component in enumerate(components)}
         self._shared: set[int] = set()  # components whose weights several ranks share, by their numbers
         self._roots: dict[int, nn.Module] = {}  # of those that FSDP gathers
@@ -87,6 +88,13 @@ class Lift:
     def after_call(self, turn: Turn) -> None:
         """The call is over, and the pipeline's own code goes on."""
         self._switch.to_glue(turn.kept)
+
+    def pausing(self) -> None:
+        """Of what the turn has under way."""
+        self._recorder.pause()
+
+    def going_on(self) -> None:
+        self._recorder.go_on()
 
     def _at_block(self, component: int, block: int) -> None:
         turn = this_turn()
@@ -165,12 +173,12 @@ class Lift:
         if block is None:
             turn.resume()
         else:
-            error = self._bring_up(block, STAGES[place.stage])
+            error = self._bring_up(block)
             self._run_block(turn, error)
         if turn.is_over:
             self._tell(turn)
 
-    def _bring_up(self, block: MovingBlock, stage: str) -> Exception | None:
+    def _bring_up(self, block: MovingBlock) -> Exception | None:
         """Have the block up for all that wait. What fails is for the one whose turn it is; the next one tries again."""
         start = perf_counter()
         try:
@@ -182,10 +190,8 @@ class Lift:
         except Exception as error:  # of any kind: the store's, an edit's, the allocator's
             return error
         finally:
-            seconds = perf_counter() - start
-            self._timings.add(stage, seconds, calls=0)
             if self._meter is not None:
-                self._meter.waited(seconds)
+                self._meter.waited(perf_counter() - start)
         return None
 
     def _run_block(self, turn: Turn, error: Exception | None) -> None:
@@ -242,7 +248,9 @@ class Lift:
         """Compare the places of all turns on all ranks; those that differ leave, everywhere. Whether none did."""
         mine = [(self._status(turn), {} if turn.is_over else turn.stands) for turn in self._turns]
         is_same = True
-        for turn, places in zip(self._turns, self._lockstep.compare(mine), strict=True):
+        with self._recorder.range("meet", Lane.wait):
+            compared = self._lockstep.compare(mine)
+        for turn, places in zip(self._turns, compared, strict=True):
             if _votes(turn) and set(places.values()) <= {_vote(turn, True), _vote(turn, False)}:
                 turn.flag = _vote(turn, True) in places.values()
             elif gone := self._lockstep.leaves(places):

@@ -47,6 +47,12 @@ class Server(Protocol):
     def after_call(self, turn: "Turn") -> None:
         """In the turn: the call is over, and the pipeline's own code goes on."""
 
+    def pausing(self) -> None:
+        """In the turn: it is about to wait."""
+
+    def going_on(self) -> None:
+        """In the turn: it has waited."""
+
 
 class Abandoned(BaseException):
     """Thrown into a paused turn that is not to go on, because its group ends."""
@@ -99,10 +105,12 @@ class Turn:
     def wait(self) -> None:
         """For what runs in the turn: pause until it may go on at its `place`."""
         began = perf_counter()
+        self.server.pausing()
         try:
             with as_it_was():
                 self._greenlet.parent.switch()
         finally:
+            self.server.going_on()
             self.paused += perf_counter() - began
 
     def _run(self) -> None:

@@ -32,6 +32,7 @@ from runner.output.lines import Failure, ManifestLine
 from runner.output.turn_file import TurnFile
 from runner.pipeline.pipeline import Pipeline
 from runner.request import Request
+from runner.trace.interval import Lane
 from runner.world import World
 
 
@@ -109,7 +110,9 @@ def _make_wave(wave: Wave, making: _Making, meter: Meter | None) -> list[Result]
         else:
             _switch_along(requests[0], pipeline)
         progress.waiting()
-        results = _of_all_teams(world.gather(mine), world)
+        with pipeline.recorder.range("meet", Lane.wait):
+            results = _of_all_teams(world.gather(mine), world)
+        pipeline.recorder.settle()
         progress.doing("record")
         folder.manifest.withdraw([result.request.id for result in results if isinstance(result, Repeat | Stopped)])
         recorded = {result.request.id for result in mine if is_settled_by(result, world.team)}
@@ -221,7 +224,9 @@ def _result(
             require_finite(name, value)
         if not pipeline.world.team.is_first:
             return None  # the team's first rank has the same, and writes it
-        saved = save(made, request, making.folder.files, Writing(making.job, pipeline.stock))
+        with pipeline.recorder.range("write", Lane.write, request=request.id) as writing:
+            saved = save(made, request, making.folder.files, Writing(making.job, pipeline.stock))
+            writing.num_bytes = sum(file.bytes for file in saved["files"])
     except StoppedInside as stop:
         return None if task.is_filler else Stopped(request, stop.calls)
     except PeerLeft as error:

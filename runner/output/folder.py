@@ -108,6 +108,10 @@ class Folder:
     def trace(self, rank: int) -> Path:
         return self.profile / f"rank{rank}.json"
 
+    @property
+    def merged_trace(self) -> Path:
+        return self.profile / "all-ranks.json"
+
     def intervals(self, rank: int) -> Path:
         return self.profile / f"rank{rank}.intervals.jsonl"
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+import offload
 import sharding
-from runner.calls.boundary import Boundaries, Timings
+from runner.calls.block_ranges import record_blocks
+from runner.calls.boundary import Boundaries
 from runner.calls.lift import Lift
 from runner.calls.lockstep import END, Lockstep
 from runner.calls.meter import Meter
@@ -30,6 +32,8 @@ from runner.pipeline.adapters import Adapters
 from runner.pipeline.shell import own_shell
 from runner.progress import Progress
 from runner.request import Request
+from runner.trace.clock import clock_for
+from runner.trace.recorder import Details, Recorder
 from runner.world import World
 from weights.overrides import Overrides
 
@@ -64,9 +68,13 @@ class Pipeline:
         self._witness = Witness(world.team.size, world.device) if world.team.size > 1 else None
         self.lockstep = Lockstep(self._groups.in_step, self._witness)
         decisions = resolve(self.components, leave)
-        self._boundaries = Boundaries(self.components, decisions, world.device.type, self.lockstep, self.progress)
-        self._overrides = Overrides()
+        self.recorder, self._overrides = Recorder(clock_for(world.device)), Overrides()
         self._steps = Steps(stock, self._overrides, self.progress)
+        self._boundaries = Boundaries(
+            self.components, decisions, world.device.type, self.lockstep, self.progress, self.recorder, self._steps
+        )
+        self._observe_weights()
+        self._block_hooks: list[Any] = []
         self._lift: Lift | None = None
         self.group: dict[str, Any] = {}  # how many requests are made together, and why, for the report
         self.replay: Replay | None = None
@@ -86,9 +94,18 @@ class Pipeline:
         """Whether other ranks hold parts of this one's weights."""
         return self.lockstep.size > 1 and any(component.is_sharded for component in self.components)
 
-    @property
-    def timings(self) -> Timings:
-        return self._boundaries.timings
+    def _observe_weights(self) -> None:
+        for component in self.components:
+            observer = self.recorder.of_weights(component.name)
+            if (offloader := offload.offloader_of(component.module)) is not None:
+                offloader.traffic.observer = observer
+            sharding.observe_gathers(component.module, observer, self._overrides)
+
+    def trace(self, details: Details) -> None:
+        """From now on keep each interval, down to the blocks; before requests are made together for the first time."""
+        assert self._lift is None, "the hooks of turns go on after those of blocks"
+        self.recorder.details = details
+        self._block_hooks = record_blocks(self.components, self.recorder)
 
     def check_sound(self, call: Mapping[str, Any], where: str) -> None:
         """Refuse sound of another rate than the pipeline works at, where it says one: played at the wrong speed, it is
@@ -171,7 +188,7 @@ class Pipeline:
     def _served_by(self) -> Lift:
         """Made, with its hooks on the blocks, when it is first needed."""
         if self._lift is None:
-            self._lift = Lift(self.components, self.lockstep, self.timings)
+            self._lift = Lift(self.components, self.lockstep, self.recorder)
         return self._lift
 
     @property
@@ -187,7 +204,7 @@ class Pipeline:
         if self._witness is not None:
             self._witness.begin(generator)
         replaying = self._replaying(request, resume, generator)
-        with inference, self._boundaries.request(), replaying:
+        with inference, self.recorder.request(request.id), self._boundaries.request(), replaying:
             self.adapters.set(request.lora)
             self.progress.doing("read inputs")
             inputs = decoded(request.call, self.world.device)
@@ -230,7 +247,9 @@ class Pipeline:
             self.replay.close()
         if self._lift is not None:
             self._lift.close()
-        self._overrides.undo()
         self._boundaries.close()
+        for handle in self._block_hooks:
+            handle.remove()
+        self._overrides.undo()
         if self._groups.engine is not None:
             self._groups.engine.close()

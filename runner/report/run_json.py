@@ -12,6 +12,7 @@ from runner.job.results import Failed, Made, Settled
 from runner.numerics import flags, made_on, versions
 from runner.pipeline.pipeline import Pipeline
 from runner.report.memory import OwnMemory, memory_of, on_nodes
+from runner.trace.figures import where
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,15 @@ class Ending:
         return [result for result in self.settled if isinstance(result, Failed)]
 
 
-def measure(pipeline: Pipeline, memory: OwnMemory) -> dict[str, Any]:
-    """This rank's figures: seconds and calls by stage, memory at the peak, and what it computed on."""
-    device = pipeline.world.device
+def measure(pipeline: Pipeline, memory: OwnMemory, seconds: float) -> dict[str, Any]:
+    """This rank's figures: seconds and calls by stage, where the time of making (`seconds` in all) went, memory at the
+    peak, and what it computed on."""
+    device, recorder = pipeline.world.device, pipeline.recorder
+    stages = recorder.stages()
     figures: dict[str, Any] = {
-        "seconds_per_stage": {stage: round(s, 4) for stage, s in pipeline.timings.seconds.items()},
-        "calls_per_stage": dict(pipeline.timings.calls),
+        "seconds_per_stage": {stage: round(of.seconds, 4) for stage, of in stages.items()},
+        "time": where(recorder.sums, seconds).to_json(recorder.steps),
+        "calls_per_stage": {stage: of.times for stage, of in stages.items()},
         **memory_of(pipeline.components, device, memory),
         "made_on": made_on(device),
     }

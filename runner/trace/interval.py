@@ -11,7 +11,8 @@ FORMAT = 1  # of the files
 class Lane(StrEnum):
     """Who was busy. Those of a lane nest or follow each other; those of two lanes may lie side by side."""
 
-    compute = "compute"  # the thread or stream that runs the pipeline: requests, stages, components' calls, blocks
+    stage = "stage"  # encode, denoise, decode: of all requests that are made together
+    compute = "compute"  # the thread or stream that runs the pipeline: requests, components' calls, blocks
     wait = "wait"  # the same, while it stood and waited: each lies inside an interval of `compute`, or between two
     prefetch = "prefetch"  # weights on their way to the device: copies, and gathers over ranks
     exchange = "exchange"  # activations and results on their way between the ranks of a team
@@ -32,6 +33,7 @@ class Interval:
     request: str = ""  # its id; "" for what serves several
     step: int | None = None  # of the request's denoising, from 0
     num_bytes: int = 0  # moved
+    goes_on: bool = False  # it paused here, and another interval is the rest of it
 
     @property
     def seconds(self) -> float:
@@ -41,7 +43,7 @@ class Interval:
         """Without what there is none of; microseconds are kept."""
         said = {one.name: getattr(self, one.name) for one in fields(self)}
         said |= {"begin": round(self.begin, 6), "end": round(self.end, 6)}
-        return {name: value for name, value in said.items() if value not in ("", None) and (name, value) != _NO_BYTES}
+        return {name: value for name, value in said.items() if value or (name in _MAY_BE_ZERO and value is not None)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self | None:
@@ -53,7 +55,7 @@ class Interval:
             return None
 
 
-_NO_BYTES = ("num_bytes", 0)
+_MAY_BE_ZERO = ("begin", "end", "step")
 
 
 @dataclass(frozen=True, kw_only=True)

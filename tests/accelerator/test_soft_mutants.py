@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from offload import Offloaded, offload
-from offload.engines.engine import result_if_any
 from offload.engines.stream import StreamEngine
 from tests.accelerator import soft
 from tests.offload.memory_store import MemoryStore
@@ -30,14 +29,11 @@ UNORDERED, FREED, TOUCHED = (
 
 
 def a_copy_waits_for_nothing(patch: pytest.MonkeyPatch) -> None:
-    upload = StreamEngine._upload
-    patch.setattr(StreamEngine, "_upload", lambda engine, source, target, after: upload(engine, source, target, ()))
+    patch.setattr(StreamEngine, "_wait_for", lambda engine, after: None)
 
 
 def the_event_comes_before_the_copy(patch: pytest.MonkeyPatch) -> None:
-    def upload(engine: StreamEngine, source: torch.Tensor, target: torch.Tensor, after: Any) -> Any:
-        for event in filter(None, map(result_if_any, after)):
-            engine._copies.wait_event(event)
+    def upload(engine: StreamEngine, source: torch.Tensor, target: torch.Tensor) -> Any:
         event = engine._copies.record_event()
         engine._transfer(source, target)
         return event

@@ -2,6 +2,7 @@
 
 import gc
 from pathlib import Path
+from time import perf_counter
 
 import pytest
 import torch
@@ -15,6 +16,10 @@ from runner.components.load import Groups, load_component, load_whole
 from runner.components.source import Source
 from runner.config import PlacementConfig
 from runner.errors import UserError
+from runner.trace.clock import Start
+from runner.trace.figures import where
+from runner.trace.interval import Interval
+from runner.trace.recorder import Details
 from tests import tiny
 from tests.distributed.placed import call, expect_stock_bits_in_both_scopes, joined, opened, stock_bits
 from tests.memory import peak_anonymous_memory
@@ -220,3 +225,25 @@ def test_a_component_that_the_device_cannot_hold_is_refused_on_all_ranks(world: 
         load_component(Source(folder.name, Wide, folder), torch.float32, PlacementConfig(), ranks, Groups())
     assert torch.accelerator.memory_allocated() == before
     torch.ops.soft.set_capacity(world.rank, capacity)
+
+
+@on_ranks(1, soft=True)
+def test_what_a_device_did_is_told_by_its_events_after_the_request(world: World, paths: dict[str, Path]) -> None:
+    """Copies are on their stream, waits and blocks on that of the compute; nothing is awaited to know when."""
+    pipeline = opened(world, paths["flux"], "placement.transformer.rest=host")
+    kept: list[Interval] = []
+    began = perf_counter()
+    pipeline.trace(Details(Start(began, 0.0), kept.extend))
+    call(pipeline, "flux", 0)
+    assert not [one for one in kept if one.name == "block"], "the device was not asked yet"
+    pipeline.recorder.settle()
+    seconds = perf_counter() - began
+    blocks = [one for one in kept if one.name == "block" and one.component == "transformer"]
+    copies = [one for one in kept if one.name == "prefetch"]
+    assert len(blocks) == 6 * 3 and len(copies) >= 6 * 3
+    assert all(0 <= one.begin <= one.end <= seconds + 0.001 for one in kept)
+    calls = [one for one in kept if one.name == "component" and one.component == "transformer"]
+    assert all(any(call.begin <= one.begin and one.end <= call.end + 1e-5 for call in calls) for one in blocks)
+    assert sum(one.seconds for one in blocks) > 0.3 * sum(one.seconds for one in calls), "not of no length"
+    figures = where(pipeline.recorder.sums, seconds).components["denoise", "transformer", False]
+    assert figures.transfer > 0 and figures.num_bytes > 0 and figures.compute > 0

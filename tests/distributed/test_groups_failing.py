@@ -164,7 +164,7 @@ def test_who_has_not_begun_to_denoise_is_given_back_at_once(world: World, path: 
     pipeline = opened(world, path, "placement.default.share=shard")
     for asked_at in ("encode", "denoise"):
         outcomes: list[str] = []
-        before = pipeline.timings.calls.get("denoise", 0)
+        before = pipeline.recorder.calls("denoise")
 
         def ended(index: int, outcome: Callable[[], Any], seconds: float, to: list[str] = outcomes) -> None:
             try:
@@ -176,7 +176,7 @@ def test_who_has_not_begun_to_denoise_is_given_back_at_once(world: World, path: 
         def is_stopping(stage: str = asked_at, before: int = before) -> bool:
             asked = {
                 "encode": pipeline.progress.stage == "encode",
-                "denoise": pipeline.timings.calls.get("denoise", 0) > before,
+                "denoise": pipeline.recorder.calls("denoise") > before,
             }
             return world.rank == world.size - 1 and asked[stage]
 

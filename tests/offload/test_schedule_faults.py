@@ -127,7 +127,7 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 
 def no_wait_before_use(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Slot, "wait", lambda slot: None)
+    patch.setattr(Slot, "wait", lambda slot, observer=None: None)
 
 
 def no_wait_before_reuse(patch: pytest.MonkeyPatch) -> None:
@@ -135,7 +135,7 @@ def no_wait_before_reuse(patch: pytest.MonkeyPatch) -> None:
 
 
 def reuse_waits_for_the_last_copy_only(patch: pytest.MonkeyPatch) -> None:
-    def fetch(slot: Slot, store: Any, unit: str, edits: Any) -> None:
+    def fetch(slot: Slot, store: Any, unit: str, edits: Any, observer: Any = None) -> None:
         slot.copied = slot.engine.copy(store, unit, slot.buffer, after=(slot.copied,))
         slot.unit = unit
 
@@ -167,7 +167,7 @@ def staging_is_refilled_at_once(patch: pytest.MonkeyPatch) -> None:
 def a_stale_slot(patch: pytest.MonkeyPatch) -> None:
     fetch = Slot.fetch
 
-    def claim(slot: Slot, store: Any, unit: str, edits: Any) -> None:
+    def claim(slot: Slot, store: Any, unit: str, edits: Any, observer: Any = None) -> None:
         if unit == "blocks.3":
             slot.unit = unit  # without its bytes
         else:

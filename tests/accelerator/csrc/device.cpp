@@ -61,9 +61,9 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   void synchronizeDevice(const c10::DeviceIndex device) const override { Machine::get().synchronize_device(device); }
 
   void destroyEvent(void* event, const c10::DeviceIndex) const noexcept override { delete static_cast<Event*>(event); }
-  void record(void** event, const c10::Stream& stream, const c10::DeviceIndex, const c10::EventFlag) const override {
+  void record(void** event, const c10::Stream& stream, const c10::DeviceIndex, const c10::EventFlag flag) const override {
     if (!*event) *event = new Event();
-    Machine::get().record(*static_cast<Event*>(*event), index_of(stream));
+    Machine::get().record(*static_cast<Event*>(*event), index_of(stream), flag == c10::EventFlag::BACKEND_DEFAULT);
   }
   void block(void* event, const c10::Stream& stream) const override {
     if (event) Machine::get().wait(*static_cast<Event*>(event), index_of(stream));
@@ -72,7 +72,10 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   void synchronizeEvent(void* event) const override {
     if (event) Machine::get().synchronize(*static_cast<Event*>(event));
   }
-  double elapsedTime(void*, void*, const c10::DeviceIndex) const override { return 0; }
+  double elapsedTime(void* from, void* to, const c10::DeviceIndex) const override {
+    Machine& machine = Machine::get();
+    return 1000 * (machine.seconds(*static_cast<Event*>(to)) - machine.seconds(*static_cast<Event*>(from)));
+  }
   void recordDataPtrOnStream(const c10::DataPtr& data, const c10::Stream& stream) const override {
     Machine::get().record_stream(reinterpret_cast<uintptr_t>(data.get()), index_of(stream));
   }

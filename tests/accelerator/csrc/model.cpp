@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <utility>
 #include <cstring>
 
@@ -366,14 +367,25 @@ int Machine::find_stream(int device, int64_t id) const {
   return -1;
 }
 
-void Machine::record(Event& event, int index) {
+void Machine::record(Event& event, int index, bool timed) {
   Lock lock(mutex);
   Stream& on = stream(index);
+  if (timed) {
+    event.when = std::make_shared<double>(0);
+    push(index, [when = event.when] {
+      *when = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+    });
+  }
   join(on.clock, mine());
   tick();
   event.stream = index;
   event.issued = on.issued;
   event.clock = on.clock;
+}
+
+double Machine::seconds(const Event& event) {
+  Lock lock(mutex);
+  return event.when ? *event.when : 0;
 }
 
 void Machine::wait(const Event& event, int index) {

@@ -70,6 +70,7 @@ struct Event {
   int stream = -1;  // never recorded
   uint64_t issued = 0;
   Clock clock;
+  std::shared_ptr<double> when;  // seconds of the host's clock at which the stream came to it; where it is timed
 };
 
 struct Stats {
@@ -106,7 +107,8 @@ class Machine {
   void step(int stream, const std::vector<Range>& ranges, const std::string& what, const Place& place);
   void push(int stream, std::function<void()> work);
   void drain(int stream, uint64_t upto = UINT64_MAX);
-  void record(Event& event, int stream);
+  void record(Event& event, int stream, bool timed = false);
+  double seconds(const Event& event);
   void wait(const Event& event, int stream);
   void synchronize(const Event& event);
   void synchronize_stream(int stream);

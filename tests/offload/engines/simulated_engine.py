@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from offload.engines.engine import Mark
 from offload.engines.stream import StreamEngine
 from offload.stores.store import Store
+from weights.observer import Observer
 
 Clock = dict[str, int]
 Step = tuple[str, int]
@@ -279,6 +280,8 @@ class SimulatedEngine(StreamEngine):
                 self.simulation.write(slot, COPIES, staging.unit if staging else self.unit)
             target.copy_(source)
 
-    def copy(self, store: Store, unit: str, buffer: torch.Tensor, after: Sequence[Mark]) -> Mark:
+    def copy(
+        self, store: Store, unit: str, buffer: torch.Tensor, after: Sequence[Mark], observer: Observer | None = None
+    ) -> Mark:
         self.unit = unit
-        return super().copy(store, unit, buffer, after)
+        return super().copy(store, unit, buffer, after, observer)

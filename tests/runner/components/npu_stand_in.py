@@ -14,6 +14,7 @@ from runner.components.component import components_of
 from runner.components.resolver import ExecutionMode, enter, resolve
 from runner.config import Leave
 from runner.progress import Progress
+from runner.trace.recorder import Recorder
 from tests import tiny
 
 if __name__ == "__main__":
@@ -31,7 +32,8 @@ if __name__ == "__main__":
             lambda *_: seen.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
         )
     decisions = resolve(components, Leave.component)
-    boundaries = Boundaries(components, decisions, device.type, Lockstep(None), Progress())
+    recorder = Recorder()
+    boundaries = Boundaries(components, decisions, device.type, Lockstep(None), Progress(), recorder)
     with enter(ExecutionMode.INFERENCE, device.type), boundaries.request():
         made = pipeline(
             **family.call,
@@ -40,5 +42,5 @@ if __name__ == "__main__":
             output_type="np",
         )[family.output]
     assert seen and set(seen) == {(False, False)}, seen
-    assert set(boundaries.timings.calls) == {"encode", "denoise", "decode"}
+    assert set(recorder.stages()) == {"encode", "denoise", "decode"}
     assert np.array_equal(made, expected)

@@ -17,6 +17,7 @@ from runner.components.component import Component
 from runner.components.resolver import ExecutionMode, by_stage, decide, enter, resolve
 from runner.config import Leave
 from runner.progress import Progress
+from runner.trace.recorder import Recorder
 
 
 @pytest.mark.parametrize("device_type", ["cpu", "cuda", "xpu", "mps"])
@@ -129,19 +130,20 @@ def test_a_stage_has_the_decisions_of_its_components() -> None:
     }
 
 
-def installed(components: list[Component]) -> Boundaries:
-    return Boundaries(components, resolve(components, Leave.component), "cpu", Lockstep(None), Progress())
+def installed(components: list[Component], recorder: Recorder | None = None) -> Boundaries:
+    return Boundaries(components, resolve(components, Leave.component), "cpu", Lockstep(None), Progress(), recorder)
 
 
 def test_boundaries_are_no_unknown_wrappers_and_do_nothing_outside_a_request() -> None:
     component = Component("transformer", plain(), "denoise")
-    boundaries = installed([component])
+    recorder = Recorder()
+    boundaries = installed([component], recorder)
     assert decide(component.module, Leave.component).mode is ExecutionMode.INFERENCE
     component.module(torch.ones(1, 2))
-    assert boundaries.timings.calls == {}
+    assert recorder.calls("denoise") == 0
     with boundaries.request():
         component.module(torch.ones(1, 2))
-    assert boundaries.timings.calls == {"denoise": 1}
+    assert recorder.calls("denoise") == 1 and list(recorder.stages()) == ["denoise"]
 
 
 class Upcast(nn.Linear):

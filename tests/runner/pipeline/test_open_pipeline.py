@@ -142,8 +142,8 @@ def test_components_run_inside_inference_mode_and_stages_follow_the_declared_ord
     pipeline(Request(family.prompts[0], 0, family.call, output_type="np"))
     assert seen["text_encoder"] and seen["transformer"]
     assert [c.stage for c in pipeline.components] == ["encode", "denoise", "decode"]
-    assert pipeline.timings.calls["denoise"] == 3
-    assert pipeline.timings.calls["decode"] == 1
+    assert pipeline.recorder.calls("denoise") == 3
+    assert pipeline.recorder.calls("decode") == 1
     assert not torch.is_inference_mode_enabled()
     pipeline.close()
     assert "to" not in vars(pipeline.stock.transformer), "the boundaries come off"

@@ -1,0 +1,259 @@
+"""The trace of real jobs: what is in it, that it adds up, and that it tells a slow disk from a fast one."""
+
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import offload
+from runner.output.folder import Folder
+from runner.pipeline.pipeline import Pipeline
+from runner.report.read_trace import read_intervals, read_ranks
+from runner.trace.clock import Start
+from runner.trace.figures import Figures, where
+from runner.trace.interval import Interval, Lane
+from runner.trace.recorder import Details
+from runner.trace.sums import sums_of
+from tests import tiny
+from tests.distributed.placed import call, call_together, opened, request_of
+from tests.distributed.test_generate import ROOT, generate
+from tests.ranks import World, on_ranks
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ranks make three pictures with a sharded, a streamed and an offloaded component."""
+    output = tmp_path_factory.mktemp("traced")
+    placements = ["placement.transformer.share=shard", "placement.text_encoder.rest=disk", "placement.vae.rest=host"]
+    recipe = ["job.prompt=[a rocket, a panda, a castle]", "job.images_per_prompt=1", "job.call.num_inference_steps=3"]
+    result = generate(2, *placements, *recipe, "job.group=2", "job.profile=true", f"job.output={output}")
+    assert result.returncode == 0, result.stderr
+    return output
+
+
+def test_all_that_a_rank_did_is_there_by_name(job: Path) -> None:
+    ranks = read_ranks(Folder(job))
+    assert sorted(ranks) == [0, 1]
+    for rank, intervals in ranks.items():
+        found = {(one.name, one.lane.value) for one in intervals}
+        wanted = {
+            ("request", "compute"), ("component", "compute"), ("block", "compute"), ("release", "compute"),
+            ("prefetch", "prefetch"), ("gather", "prefetch"), ("wait", "wait"), ("meet", "wait"), ("write", "write"),
+            ("encode", "stage"), ("denoise", "stage"), ("decode", "stage"),
+        }  # fmt: skip
+        assert wanted <= found, rank
+        moved = {(one.name, one.component) for one in intervals if one.num_bytes and one.lane is Lane.prefetch}
+        assert moved == {("gather", "transformer"), ("prefetch", "text_encoder"), ("prefetch", "vae")}
+        blocks = {one.block for one in intervals if one.name == "block" and one.component == "transformer"}
+        assert blocks >= {f"transformer_blocks.{i}" for i in range(len(blocks))} and blocks
+        assert {one.step for one in intervals if one.name == "block" and one.stage == "denoise"} == {0, 1, 2}
+        assert all(one.end >= one.begin >= 0 for one in intervals)
+    made = [json.loads(line)["id"] for line in (job / "manifest.jsonl").read_text().splitlines()]
+    written = [one.request for intervals in ranks.values() for one in intervals if one.name == "write"]
+    assert sorted(written) == sorted(made)
+
+
+def test_the_ranks_count_on_one_clock(job: Path) -> None:
+    """They leave a meeting together: none before the last has come, up to what their clocks are off."""
+    ranks, head = read_ranks(Folder(job)), read_intervals(Folder(job).intervals(1))[0]
+    assert head is not None and head.rank == 1 and 0 < head.clock_error < 0.05
+    first, second = ([one for one in ranks[rank] if one.name == "meet"] for rank in (0, 1))
+    assert len(first) == len(second) > 3
+    for one, other in zip(first, second, strict=True):
+        assert max(one.begin, other.begin) <= min(one.end, other.end) + 2 * head.clock_error + 1e-3
+
+
+def test_the_chrome_traces_are_json_in_the_order_of_time(job: Path) -> None:
+    folder = Folder(job)
+    for path, pids in [(folder.trace(0), {0}), (folder.trace(1), {1}), (folder.merged_trace, {0, 1})]:
+        events = json.loads(path.read_text())["traceEvents"]
+        ranges = [event for event in events if event["ph"] == "X"]
+        assert {event["pid"] for event in ranges} == pids
+        assert [event["ts"] for event in ranges] == sorted(event["ts"] for event in ranges)
+        assert {"encode/text_encoder", "denoise/transformer", "decode/vae"} <= {event["name"] for event in ranges}
+        for row in {(event["pid"], event["tid"]) for event in ranges}:
+            expect_nested([event for event in ranges if (event["pid"], event["tid"]) == row])
+
+
+def expect_nested(events: list[dict[str, Any]]) -> None:
+    """A viewer draws a row only where each range lies in the one before, or after it."""
+    open_until: list[float] = []
+    for event in events:
+        while open_until and open_until[-1] <= event["ts"] + 0.5:
+            open_until.pop()
+        end = event["ts"] + event["dur"]
+        assert not open_until or end <= open_until[-1] + 2, event  # microseconds, each rounded
+        open_until.append(end)
+
+
+def test_the_times_of_a_rank_add_up_to_those_of_the_job(job: Path) -> None:
+    report = json.loads((job / "run.json").read_text())
+    for rank, figures in enumerate(report["ranks"]):
+        told = figures["time"]
+        assert told["seconds"] == pytest.approx(report["seconds"]["generate"], rel=0.2)
+        names = ("compute", "exposed_wait", "exchange")
+        parts = sum(one[name] for one in told["components"] for name in names)
+        rest = sum(told[name] for name in ("glue", "meet", "write"))
+        assert parts > 0 and rest > 0
+        assert parts + rest + told["other"] == pytest.approx(told["seconds"], rel=0.02)
+        # The waves are what the job does: between them are a few records.
+        intervals = read_ranks(Folder(job))[rank]
+        waves = max(one.end for one in intervals) - min(one.begin for one in intervals)
+        assert parts + rest == pytest.approx(waves, rel=0.15)
+
+
+def test_run_json_tells_warm_up_and_steady_steps_apart(job: Path) -> None:
+    for rank, figures in enumerate(json.loads((job / "run.json").read_text())["ranks"]):
+        told = figures["time"]
+        steps = {(one["stage"], one["part"]): one["number"] for one in told["steps"]}
+        pictures = 2  # one of them is a repetition on the rank that has none left
+        assert steps["denoise", "warm-up"] == pictures and steps["denoise", "steady"] == pictures * 2, rank
+        for one in told["components"]:
+            assert one["hidden"] <= one["transfer"] + 1e-9
+            assert one["overlap_percent"] is None or 0 <= one["overlap_percent"] <= 100
+        steady = [o for o in told["components"] if (o["component"], o["part"]) == ("transformer", "steady")]
+        assert steady[0]["num_bytes"] > 0 and steady[0]["exposed_wait"] > 0
+        found = where(sums_of(read_ranks(Folder(job))[rank]), told["seconds"])
+        same = found.components["denoise", "transformer", False]
+        assert same.compute == pytest.approx(steady[0]["compute"], abs=0.005), "the file of intervals says the same"
+
+
+def test_the_script_answers_for_a_job_that_ended_and_for_one_that_was_killed(job: Path, tmp_path: Path) -> None:
+    def printed(*arguments: str) -> str:
+        words = [sys.executable, str(ROOT / "scripts" / "trace.py"), *arguments]
+        return subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+    table = printed(str(job), "--parts")
+    for words in ("rank 0:", "rank 1:", "transformer steady", "exposed wait", "waiting for other ranks"):
+        assert words in table
+    (tmp_path / "profile").mkdir()
+    for rank in (0, 1):  # a dead job has no more than these, and their last lines may be cut short
+        lines = Folder(job).intervals(rank).read_bytes()
+        Folder(tmp_path).intervals(rank).write_bytes(lines[: len(lines) // 2])
+    assert "transformer" in printed(str(tmp_path), "--merge")
+    assert len(json.loads(Folder(tmp_path).merged_trace.read_text())["traceEvents"]) > 50
+    words = [sys.executable, str(ROOT / "scripts" / "trace.py"), str(tmp_path / "nothing")]
+    nothing = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+    assert nothing.returncode == 2 and "job.profile=true" in nothing.stderr
+
+
+@pytest.fixture(scope="module")
+def path(tiny_root: Path) -> Path:
+    return tiny.build("flux", tiny_root)
+
+
+@contextmanager
+def intervals_of(pipeline: Pipeline) -> Iterator[list[Interval]]:
+    kept: list[Interval] = []
+    if pipeline.recorder.details is None:
+        pipeline.trace(Details(Start(0.0, 0.0), kept.extend))
+    assert pipeline.recorder.details is not None
+    pipeline.recorder.details.keep = kept.extend
+    yield kept
+    pipeline.recorder.settle()
+
+
+def slow_down(pipeline: Pipeline, component: str, seconds: float) -> None:
+    """Each read of the component's store takes so much longer: a disk that is known to be slow."""
+    module = next(one.module for one in pipeline.components if one.name == component)
+    offloader = offload.offloader_of(module)
+    assert offloader is not None
+    read = offloader.store.read
+
+    def slow(unit: str, out: torch.Tensor, start: int = 0) -> None:
+        time.sleep(seconds)
+        read(unit, out, start)
+
+    offloader.store.read = slow  # type: ignore[method-assign]
+
+
+@on_ranks(1)
+def test_waits_for_a_slow_disk_are_exposed_by_what_compute_does_not_hide(world: World, path: Path) -> None:
+    pipeline = opened(world, path, "placement.transformer.rest=disk", "placement.transformer.window=2")
+    call(pipeline, "flux", 0)
+
+    def steady() -> Figures:
+        before = {kind: (total.seconds, total.num_bytes) for kind, total in pipeline.recorder.sums.items()}
+        call(pipeline, "flux", 0)
+        pipeline.recorder.settle()
+        figures = Figures()
+        for kind, total in pipeline.recorder.sums.items():
+            if kind.component == "transformer":
+                seconds, num_bytes = before.get(kind, (0.0, 0))
+                figures.add(kind, type(total)(total.seconds - seconds, total.times, total.num_bytes - num_bytes))
+        return figures
+
+    fast = steady()
+    slow_down(pipeline, "transformer", 0.03)
+    slow = steady()
+    reads = 6 * 3 + 1  # six blocks in three steps, and what is outside the blocks
+    assert slow.num_bytes >= fast.num_bytes > 0
+    most = 0.03 * (reads + 4) + fast.transfer + 0.3  # the window's blocks are asked for once more
+    assert 0.03 * reads <= slow.transfer <= most
+    assert slow.exposed_wait >= slow.transfer - slow.compute - 0.03 * 3, "what compute cannot hide is waited for"
+    assert slow.exposed_wait <= slow.transfer + 0.05
+    assert slow.overlap_percent is not None and slow.overlap_percent < 60
+    assert fast.exposed_wait < 0.1 * slow.exposed_wait + 0.05
+
+
+@on_ranks(1)
+def test_the_turns_of_a_group_are_seen(world: World, path: Path) -> None:
+    """A block comes up once, and the requests run it one after the other; each call is in pieces."""
+    pipeline = opened(world, path, "placement.transformer.rest=disk", "placement.transformer.window=2")
+    with intervals_of(pipeline) as kept:
+        call_together(pipeline, [request_of("flux", index) for index in range(3)])
+    blocks = [one for one in sorted(kept, key=lambda one: one.begin) if (one.name, one.stage) == ("block", "denoise")]
+    assert len(blocks) == 6 * 3 * 3
+    for first in range(0, len(blocks), 3):
+        assert len({(one.block, one.step) for one in blocks[first : first + 3]}) == 1, "three turns at each block"
+    waits = Counter(one.block for one in kept if one.name == "wait" and one.component == "transformer" and one.block)
+    assert set(waits.values()) == {3}, "once a step, for all"
+    calls = [one for one in kept if one.name == "component" and one.component == "transformer"]
+    assert sum(not one.goes_on for one in calls) == 9 and len(calls) > 9 * 5
+    for one, other in pairwise(blocks):
+        assert one.end <= other.begin + 1e-6, "one thread"
+    requests = [one for one in kept if one.name == "request"]
+    assert sum(not one.goes_on for one in requests) == 3
+
+
+@on_ranks(1)
+def test_without_a_trace_there_are_no_hooks_on_blocks_and_no_intervals(world: World, path: Path) -> None:
+    pipeline = opened(world, path, "placement.transformer.rest=disk")
+
+    def hooks() -> int:
+        modules = [inner for one in pipeline.components for inner in one.module.modules() if inner is not one.module]
+        return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in modules)
+
+    plain = hooks()
+    call(pipeline, "flux", 0)
+    assert hooks() == plain and pipeline.recorder.details is None
+    assert not {"block", "release", "denoise"} & {kind.name for kind in pipeline.recorder.sums}
+    with intervals_of(pipeline) as kept:
+        call(pipeline, "flux", 0)
+    assert hooks() > plain and {"block", "release", "denoise"} <= {one.name for one in kept}
+    pipeline.close()
+    assert hooks() < plain + 1
+
+
+@on_ranks(1)
+def test_what_is_always_recorded_takes_microseconds_a_block(world: World, path: Path) -> None:
+    """A block of a real model computes for milliseconds."""
+    recorder = opened(world, path).recorder
+    weights, number = recorder.of_weights("transformer"), 5000
+    began = time.process_time()  # others use this machine as well
+    with recorder.request("a"), recorder.component("transformer", "denoise", 0):
+        for _ in range(number):  # a wait and a copy for each block
+            weights.tell("wait", "blocks.0", recorder.now(), recorder.now())
+            weights.tell("prefetch", "blocks.0", recorder.now(), recorder.now(), 1)
+            weights.tell("release", "blocks.0", 0.0, 0.0)
+        recorder.settle()
+    assert (time.process_time() - began) / number < 50e-6
