@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import get_ident
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from runner.trace.interval import Interval, Lane
 from runner.trace.sums import Kind, Sum
 from weights.observer import Moment
 
-LONG = 20_000  # told and not added up yet
+LONG = 1_000  # told and not added up yet; more would be old to the garbage collector, which then looks at all there is
 MOST = 500_000  # intervals that a rank keeps: some 80 MB of its file
 
 
@@ -54,6 +54,7 @@ class _Calls:
     is_warm_up: bool = True
     step: int | None = None
     number: int = 0
+    kinds: dict[tuple[str, str, str, bool], Kind] = field(default_factory=dict)
 
 
 @dataclass
@@ -76,6 +77,9 @@ class Recorder:
         self._thread = get_ident()
         self._sums: dict[Kind, Sum] = {}
         self._told: deque[_Told] = deque()
+        self._found: list[
+            Interval
+        ] = []  # until the requests that are being made are over: it takes a disk to keep them
         self._calls: dict[str, _Calls] = {}
         self._stage: tuple[Moment, str] | None = None  # since when, and which
         # Of the request that is being made, in its context: what is under way, the innermost last.
@@ -106,7 +110,7 @@ class Recorder:
         self._count(stage, calls)
         with self._range(Kind("component", Lane.compute, stage, component, calls.is_warm_up), step=step):
             yield
-        if len(self._told) > LONG:
+        if len(self._told) >= LONG:
             self._add_up(all_of_it=False)
 
     @contextmanager
@@ -172,6 +176,12 @@ class Recorder:
         self.clock.settle()
         self._add_up(all_of_it=True)
         self.clock.renew()
+        if self.details is not None and self._found:
+            kept = self._found[: self.details.left]
+            self.details.left -= len(kept)
+            self.details.dropped += len(self._found) - len(kept)
+            self.details.keep(kept)
+            self._found = []
 
     @property
     def sums(self) -> dict[Kind, Sum]:
@@ -220,7 +230,10 @@ class Recorder:
         calls = self._calls.get(component)
         if calls is None:
             return Kind(name, lane, component=component, inside=inside), None
-        return Kind(name, lane, calls.stage, component, calls.is_warm_up, inside), calls.step
+        key = (name, inside, calls.stage, calls.is_warm_up)
+        if (kind := calls.kinds.get(key)) is None:
+            kind = calls.kinds[key] = Kind(name, lane, calls.stage, component, calls.is_warm_up, inside)
+        return kind, calls.step
 
     def _count(self, stage: str, calls: _Calls) -> None:
         """A step once, however many calls it makes; a call where steps are not counted."""
@@ -233,7 +246,6 @@ class Recorder:
         self.steps[key] = self.steps.get(key, 0) + 1
 
     def _add_up(self, *, all_of_it: bool) -> None:
-        found: list[Interval] = []
         while self._told and (all_of_it or self.clock.is_over(self._told[0].ended)):
             told = self._told.popleft()
             began, ended = self.clock.seconds(told.began), self.clock.seconds(told.ended)
@@ -242,12 +254,7 @@ class Recorder:
             total.times += told.times
             total.num_bytes += told.num_bytes
             if self.details is not None:
-                found.append(_interval(told, began - self.details.start.own, ended - self.details.start.own))
-        if self.details is not None and found:
-            kept = found[: self.details.left]
-            self.details.left -= len(kept)
-            self.details.dropped += len(found) - len(kept)
-            self.details.keep(kept)
+                self._found.append(_interval(told, began - self.details.start.own, ended - self.details.start.own))
 
 
 def _interval(told: _Told, begin: float, end: float) -> Interval:
