@@ -53,12 +53,18 @@ def _main(arguments: argparse.Namespace) -> int:
     config = load_config(base, [word for word in words if "=" in word], over)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # torch and diffusers take seconds to import; --help should not.
+    import torch
+
     from runner.components.directory import check_placements, directory_of
+    from runner.inputs.arguments import arguments_of
+    from runner.inputs.decode import decoded
+    from runner.job.prompts import Prompt
+    from runner.job.requests import read_job, with_inputs
     from runner.plan.machine import Machine, Rates, parse_bytes
     from runner.plan.model import model_of
     from runner.plan.planning import planned
-    from runner.plan.table import memory_table
-    from runner.plan.work import assumed
+    from runner.plan.rehearsal import rehearse
+    from runner.plan.table import memory_table, seconds_table
 
     if arguments.gpus < 1 or arguments.nodes < 1:
         raise UserError("--gpus and --nodes are 1 or more")
@@ -75,9 +81,17 @@ def _main(arguments: argparse.Namespace) -> int:
     directory = directory_of(config, weights=False)
     check_placements(directory, config)
     model = model_of(directory, config)
-    workload = assumed(list(model.sizes), config.job.call.get("num_inference_steps") or 1, "not asked")
+    takes = arguments_of(directory.pipeline)
+    asked = config.job.prompt is not None or config.job.prompts is not None
+    prompts = read_job(config.job)[:1] if asked else [Prompt("a stand-in" if takes.prompt == "prompt" else 0)]
+    (prompt,), _ = with_inputs(prompts, config.job, takes, None)
+    call = decoded(prompt.call, torch.device("cpu"))
+    workload = rehearse(model, directory, call, takes.of_prompt(prompt.text))
     plan = planned(model, config, workload, machine, Rates())
     print(memory_table(plan.parts, plan.needed, machine))
+    print("\n" + seconds_table(plan.parts, workload, plan.rates, machine, plan.group))
+    if workload.unknown:
+        print(f"note: activations and FLOPs are not known: {workload.unknown}")
     for note in model.notes:
         print(f"note: {note}")
     if plan.fits:

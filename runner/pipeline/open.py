@@ -60,7 +60,7 @@ def open_pipeline(
         _verify_modes(groups.mesh)
     owners = owners_of(_modules(given))
     with reading(f"{directory.root} does not make a {directory.pipeline.__name__}"):
-        stock = _on_device(directory.pipeline, world.device)(**directory.settings, **given)
+        stock = on_device(directory.pipeline, world.device)(**directory.settings, **given)
     stock.set_progress_bar_config(disable=True)
     loadings |= _take_made(stock, given, world.device)
     dtype = getattr(torch, config.model.dtype.value)
@@ -102,7 +102,7 @@ def _take_made(stock: Any, given: Mapping[str, Any], device: torch.device) -> di
             made[name] = Loading(f"made by {type(stock).__name__} itself", 0, 0.0)
     inside: list[Any] = [value for value in vars(stock).values() if isinstance(value, DiffusionPipeline)]
     for inner in inside:
-        inner.__class__ = _on_device(type(inner), device)
+        inner.__class__ = on_device(type(inner), device)
         inner.set_progress_bar_config(disable=True)
     return made
 
@@ -133,7 +133,7 @@ def _verify_modes(mesh: DeviceMesh) -> None:
         ) from error
 
 
-def _on_device(cls: Any, device: torch.device) -> Any:
+def on_device(cls: Any, device: torch.device) -> Any:
     """The pipeline's class, told where it computes: it guesses from the first component's weights, which may rest on
     the host. The name stays, for the messages and for what the pipeline looks up by it."""
     here = property(lambda self: device)

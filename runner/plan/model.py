@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from runner.components.changing import set_on
 from runner.components.component import in_order
 from runner.components.directory import Directory
 from runner.components.load import empty, placement_of
@@ -40,10 +41,12 @@ def model_of(directory: Directory, config: RunConfig) -> Model:
     modules = {
         name: empty(source, getattr(torch, source.changes.dtype or "", default)) for name, source in sources.items()
     }
+    for name, source in sources.items():
+        set_on(modules[name], source.changes)
     components = in_order(modules, directory.pipeline.model_cpu_offload_seq)
-    absent = {name: source.absent for name, source in sources.items() if source.absent is not None}
+    absent = [name for name, source in sources.items() if source.absent is not None]
     quantised = {name: why for name, source in sources.items() if (why := only_whole(source.folder / "config.json"))}
-    notes = [f"{name}: sized from its configuration alone, since {why}" for name, why in absent.items()]
+    notes = [f"sized from configurations alone: {', '.join(absent)}"] if absent else []
     notes += [f"{name}: sized as if it were not quantised ({why})" for name, why in quantised.items()]
     return Model(
         tuple(sizes_of(component, _stored(sources[component.name])) for component in components),

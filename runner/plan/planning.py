@@ -7,6 +7,7 @@ from runner.plan.machine import Machine, Rates
 from runner.plan.model import Model, parts_of, placements_of, shard_of
 from runner.plan.needs import Needs, Part, needs, shortages
 from runner.plan.search import Found, nearest, search
+from runner.plan.seconds import group_for
 from runner.plan.work import Workload
 
 
@@ -51,8 +52,10 @@ def planned(model: Model, config: RunConfig, workload: Workload, machine: Machin
     """As configured. Raises UserError for a mesh or a placement that cannot be."""
     shard = shard_of(config.mesh, machine.ranks)
     placements = placements_of(model, config)
-    group = config.job.group if isinstance(config.job.group, int) else 1
     parts = tuple(parts_of(model, placements, workload, shard))
+    group = group_for(config.job.group, parts, rates, machine)
+    while config.job.group == "auto" and group > 1 and shortages(needs(parts, machine, group), machine):
+        group -= 1  # as many as the memory holds
     needed = needs(parts, machine, group)
     short = tuple(shortages(needed, machine))
     near = None

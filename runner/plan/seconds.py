@@ -7,6 +7,9 @@ from runner.config import Rest, Share
 from runner.plan.machine import Machine, Rates
 from runner.plan.needs import Part
 
+# As a job that measures decides.
+LARGEST, ENOUGH = 16, 0.03
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -57,3 +60,13 @@ def request_seconds(parts: Sequence[Part], rates: Rates, machine: Machine, group
         one = seconds_of(part, rates, machine, group)
         total += part.work.calls * one.whole + (one.begin if part.work.calls else 0.0)
     return total
+
+
+def group_for(asked: int | str, parts: Sequence[Part], rates: Rates, machine: Machine) -> int:
+    """How many requests a rank makes together: as asked, or for `auto` as few as serve as well as many."""
+    if isinstance(asked, int):
+        return asked
+    if not any(part.placed.moves for part in parts):
+        return 1
+    seconds = {group: request_seconds(parts, rates, machine, group) for group in range(1, LARGEST + 1)}
+    return next(group for group, taken in seconds.items() if taken <= seconds[LARGEST] * (1 + ENOUGH))

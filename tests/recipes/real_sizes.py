@@ -131,6 +131,8 @@ FLUX_VAE = _of_diffusers(
     latent_channels=16,
     block_out_channels=(128, 256, 512, 512),
     layers_per_block=2,
+    scaling_factor=0.3611,
+    shift_factor=0.1159,
     down_block_types=("DownEncoderBlock2D",) * 4,
     up_block_types=("UpDecoderBlock2D",) * 4,
 )
