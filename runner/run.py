@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 import diffusers
 import transformers
 
+from runner.components.context_fit import unproven
 from runner.components.directory import Directory, directory_of
 from runner.components.identity import agreed_identity
 from runner.config import JobConfig, RunConfig
-from runner.errors import ExitCode
+from runner.errors import ExitCode, UserError
 from runner.health.last_line import LastLine
 from runner.health.stderr import say
 from runner.health.stop import StopFile
@@ -47,7 +48,7 @@ from runner.report.page.page import write_report
 from runner.report.run_json import Ending, facts, measure, run_json
 from runner.report.summary import summary
 from runner.report.trace_files import traced
-from runner.request import parse_part
+from runner.request import Request, parse_part
 from runner.world import World
 
 T = TypeVar("T")
@@ -72,7 +73,7 @@ def run(config: RunConfig, world: World, verify: int = 0) -> int:
             watch.stop_file.path = watch.stop_file.path or folder.files.stop
             config = replace(config, job=replace(config.job, output=str(folder.files.path)))
             with own_memory() as memory:
-                ending = _run_in_folder(config, world, directory, prompts, weights, folder, watch, memory)
+                ending = _run_in_folder(config, world, directory, prompts, weights, folder, watch, memory, verify)
             if verify and not ending.left:
                 return _verified(ending, verify, config, world, directory, folder, watch)
             return ending.code
@@ -98,6 +99,7 @@ def _run_in_folder(
     folder: JobFolder,
     watch: Watch,
     memory: OwnMemory,
+    verify: int,
 ) -> Ending:
     start, progress = perf_counter(), watch.progress
     if world.rank == 0:
@@ -114,6 +116,7 @@ def _run_in_folder(
         progress.extent = extent_of(settled, len(requests))
         if world.rank == 0:
             settle_recipe(folder)
+        _prove(pipeline, (left or requests if verify else left)[:1], is_asked=verify > 0)
         loaded = perf_counter()
         with traced(pipeline, folder.files, world) if config.job.profile else nullcontext():
             made = run_job(left, pipeline, config.job, world, folder=folder, watch=watch)
@@ -216,6 +219,19 @@ def explain(config: RunConfig, world: World) -> int:
         if world.rank == 0:
             print(table(pipeline), flush=True)
     return ExitCode.DONE
+
+
+def _prove(pipeline: Pipeline, requests: Sequence[Request], *, is_asked: bool) -> None:
+    """Before anything is made: a call, of the first request, of each component that shares out tokens by a plan that no
+    test has proven, or of all of them. Raises UserError where it does not hold."""
+    names = [one.name for one in pipeline.components if one.context > 1] if is_asked else unproven(pipeline.components)
+    for request in requests if names else ():
+        pipeline.parities = pipeline.compare(names, request)
+    for parity in pipeline.parities:
+        if not parity.holds:
+            raise UserError(f"mesh.context={parity.ranks}: {parity}; use mesh.context=1")
+        if pipeline.world.rank == 0:
+            say(str(parity))
 
 
 def _shows_bar(world: World) -> bool:

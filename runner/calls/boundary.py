@@ -50,7 +50,7 @@ class Boundaries:
         self._recorder, self._steps = recorder or Recorder(), steps
         self._device_type, self._lockstep, self._progress = device_type, lockstep, progress
         self._ahead = look_ahead(components)
-        self._sharded = {component.name for component in components if component.is_sharded}
+        self._together = {component.name for component in components if component.is_called_together}
         self._overrides = Overrides()
         self._handles: list[Any] = []
         # Of the request that is being made, in its context: the calls in progress, the innermost last.
@@ -107,7 +107,7 @@ class Boundaries:
             if callable(getattr(type(module), name, None)):
                 self._overrides.set(module, name, self._around_method(component, name))
         self._overrides.set(module, "to", normal_mode()(module.to))
-        if component.name in self._sharded:
+        if component.is_sharded:
             generate_in_step(module, self._lockstep, self._overrides)
 
     def _before(self, component: Component, *_: Any) -> None:
@@ -172,13 +172,13 @@ class Boundaries:
             calls.append((component.module, stack.pop_all()))
 
     def _wait_for_others(self, component: Component, stage: str, place: str) -> None:
-        """For requests that take turns with this one, and for ranks that share the component's weights."""
+        """For requests that take turns with this one, and for ranks that share the component's weights or tokens."""
         if (turn := this_turn()) is not None:
             turn.server.at_call(turn, stage, component.name, place)
-        elif component.name in self._sharded:
+        elif component.name in self._together:
             with self._recorder.range("meet", Lane.wait):
                 self._lockstep.meet(place)
-        if component.name in self._sharded:
+        if component.name in self._together:
             self._lockstep.inside = place
 
     def _enter_stage(self, stage: str, component: Component) -> None:

@@ -41,7 +41,7 @@ class Lift:
     def __init__(self, components: Sequence[Component], lockstep: Lockstep, recorder: Recorder | None = None) -> None:
         self._lockstep, self._recorder = lockstep, recorder or Recorder()
         self._order = {component.name: number for number, component in enumerate(components)}
-        self._shared: set[int] = set()  # components whose weights several ranks share, by their numbers
+        self._shared: set[int] = set()  # components inside whose calls ranks exchange something, by their numbers
         self._roots: dict[int, nn.Module] = {}  # of those that FSDP gathers
         self._blocks: dict[tuple[int, int], MovingBlock] = {}
         self._handles: list[Any] = []
@@ -63,7 +63,7 @@ class Lift:
         self._handles.clear()
 
     def _install(self, number: int, component: Component) -> None:
-        if component.is_sharded:
+        if component.is_called_together:
             self._shared.add(number)
         if isinstance(component.module, FSDPModule):
             self._roots[number] = component.module

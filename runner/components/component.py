@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 import offload
 import sharding
+from runner.components.context import context_of
 from runner.config import Rest, Share
 from weights.agreement import Group, size_of
 from weights.modes import normal_mode
@@ -46,8 +47,19 @@ class Component:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether ranks share its weights, so that they have to make its calls together."""
+        """Whether ranks share its weights."""
         return sharding.is_sharded(self.module) or self.readers is not None
+
+    @property
+    def context(self) -> int:
+        """How many ranks share out the tokens of its calls."""
+        context = context_of(self.module)
+        return 1 if context is None else context.size
+
+    @property
+    def is_called_together(self) -> bool:
+        """Whether ranks exchange something inside its calls, weights or tokens."""
+        return self.is_sharded or self.context > 1
 
     @property
     def readers(self) -> Group:

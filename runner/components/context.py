@@ -43,6 +43,11 @@ def context_of(module: nn.Module) -> "Context | None":
     return vars(module).get("_context")
 
 
+def has_plan(cls: type) -> bool:
+    """Whether diffusers says how to share out the tokens of a model of this class."""
+    return getattr(cls, "_cp_plan", None) is not None
+
+
 class Context:
     """The plan of `module` over the ranks of `mesh`, whose axes are diffusers': ring, of one, and ulysses. On it until
     `remove`.

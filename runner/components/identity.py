@@ -8,7 +8,8 @@ accelerator its flags of precision (numerics.py), and which of the packages are 
 another path without (needs.py).
 
 Not the local tag of a release (2.13.0+cpu, +cu130), as little as the model of the GPU: torch promises the same bits
-across neither, and a job may go on on another machine. Where weights rest and how many ranks there are changes no bit.
+across neither, and a job may go on on another machine. Where weights rest and how many ranks there are changes no bit,
+unless they share out the tokens of calls, which sums them in another order.
 """
 
 import hashlib
@@ -24,6 +25,7 @@ from diffusers import ConfigMixin
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from runner.components.context_fit import check_context
 from runner.components.directory import Directory
 from runner.components.files import files_of
 from runner.components.needs import deciding
@@ -41,11 +43,14 @@ _LIBRARIES = (torch, diffusers, transformers)
 
 
 def agreed_identity(directory: Directory, config: RunConfig, world: World) -> dict[str, Any]:
-    """`identity`, and the dtype, the same on every rank. Collective; raises UserError that names what differs."""
+    """`identity`, the dtype, and how many ranks share out tokens, the same on every rank. Collective; raises UserError
+    that names what differs."""
     mine = world.agreed(lambda: identity(directory, world.device.type, config.model.dtype.value))
     mine |= flags_that_decide(world.device)
     if config.execution.compile:
         mine["numerics.compile"] = str(config.execution.compile)
+    if world.agreed(lambda: check_context(directory, config.mesh.context)):
+        mine["mesh.context"] = config.mesh.context
     first, *others = world.gather(mine)
     for rank, other in enumerate(others, start=1):
         for key in sorted(first.keys() | other.keys()):

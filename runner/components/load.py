@@ -17,6 +17,7 @@ import sharding
 from runner.components.changing import scheduler_of, set_on
 from runner.components.compiled import compile_blocks
 from runner.components.component import METHODS
+from runner.components.context import Context, has_plan
 from runner.components.fits import require_room_for_slices, require_room_whole
 from runner.components.quantised import only_whole
 from runner.components.reading import reading
@@ -51,7 +52,7 @@ class Groups:
     """Who shares weights with whom: the mesh of sharded components, for messages between those that hold one copy of
     them or make one request (`in_step`), the ranks that map one node's host memory, and for what those of one copy read
     together. `engine` brings the blocks of all offloaded components, and those of a node take `staging_bytes` of host
-    memory for it."""
+    memory for it. `context`: the ranks that share out the tokens of calls."""
 
     mesh: DeviceMesh | None = None
     in_step: Group = None
@@ -59,6 +60,7 @@ class Groups:
     engine: offload.CopyEngine | None = None
     staging_bytes: int = 0
     readers: Group = None
+    context: DeviceMesh | None = None
 
 
 def placement_of(name: str, config: RunConfig) -> PlacementConfig:
@@ -97,6 +99,7 @@ def build_groups(config: RunConfig, modules: Sequence[str], world: World) -> Gro
         engine,
         world.agreed(lambda: _room_to_stage(engine, size_of(node))) if engine else 0,
         _read_together(mesh, world) if any(_is_read_together(p) for p in placements) else None,
+        world.team.context_mesh,
     )
 
 
@@ -166,7 +169,17 @@ def load_component(
     else:
         module, how, bytes_read = _load_resident(source, dtype, world, groups)
     set_on(module, source.changes)
+    if groups.context is not None and has_plan(source.cls):
+        _share_out_tokens(source, module, groups.context)
     return module, Loading(how, bytes_read, perf_counter() - start)
+
+
+def _share_out_tokens(source: Source, module: nn.Module, ranks: DeviceMesh) -> None:
+    """What the files could not tell: see `check_context`. The same on all ranks."""
+    try:
+        Context(module, ranks)
+    except ValueError as error:
+        raise UserError(f"mesh.context={ranks.size()}: {source.name} ({source.cls.__name__}): {error}") from error
 
 
 def _load_resident(source: Source, dtype: torch.dtype, world: World, groups: Groups) -> tuple[nn.Module, str, int]:

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 import offload
 import sharding
 from runner.components.component import Component
+from runner.components.context import context_of
 from runner.config import Leave
 from weights.agreement import size_of
 from weights.modes import normal_mode
@@ -72,6 +73,8 @@ def decide(module: nn.Module, leave: Leave) -> Decision:
         return Decision(ExecutionMode.NORMAL, f"unknown wrapper: {foreign}")
     frozen = sum(t.is_inference() for t in (*module.parameters(), *module.buffers()))
     note = f"; {frozen} of its tensors are inference tensors, made inside inference mode" if frozen else ""
+    if (context := context_of(module)) is not None:
+        note = f"; {context.size} ranks share out its tokens{note}"
     found = sharding.sharding_of(module)
     if found is not None:
         return _decide_sharded(module, found, leave, note)

@@ -236,7 +236,7 @@ def _result(
         return Failed(request, _failure(request, pipeline, error)) if task.is_alone else Repeat(request, error)
     except Exception as error:
         # Whatever a model raises for one request is recorded with its place, and must not cost the others.
-        if ends_the_job(error, is_alone=not pipeline.shares_weights):
+        if ends_the_job(error, is_alone=not pipeline.exchanges_inside):
             raise
         failure = _failure(request, pipeline, error)
         if isinstance(error, torch.OutOfMemoryError):

@@ -32,7 +32,7 @@ def recipe_of(config: RunConfig, identity: Mapping[str, Any], call: Mapping[str,
 
 def key_of(name: str) -> str:
     """The setting that a line of a model's identity is about."""
-    return name if name.startswith(("components.", "numerics.")) else f"model.{name}"
+    return name if name.startswith(("components.", "mesh.", "numerics.")) else f"model.{name}"
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

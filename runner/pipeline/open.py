@@ -14,6 +14,7 @@ from tqdm import tqdm
 import sharding
 from runner.components.borrowed import Loan, find_loans, give_own, owners_of
 from runner.components.compiled import denoises, require_compiler
+from runner.components.context_fit import check_context
 from runner.components.directory import Directory, check_placements, directory_of
 from runner.components.load import (
     Groups,
@@ -54,6 +55,7 @@ def open_pipeline(
     world.agreed(lambda: check_placements(directory, config))
     if config.execution.compile:
         world.agreed(lambda: require_compiler(world.device))
+    world.agreed(lambda: check_context(directory, config.mesh.context))
     groups = build_groups(config, directory.modules, world)
     given, loadings = _load(directory, config, world, groups, show_bar)
     if groups.mesh is not None and config.execution.leave_inference is Leave.weights:

@@ -1,6 +1,6 @@
 """Calls a stock diffusers pipeline, unmodified, over components that are placed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from runner.calls.randomness import set_global_generators
 from runner.calls.replay import Replay, Resume
 from runner.calls.steps import Steps
 from runner.calls.switches import Switch
+from runner.calls.trial import Compared, Parity, Trial
 from runner.calls.turns import Turn
 from runner.calls.witness import Witness
 from runner.components.component import components_of
@@ -78,6 +79,7 @@ class Pipeline:
         self._lift: Lift | None = None
         self.group: dict[str, Any] = {}  # how many requests are made together, and why, for the report
         self.replay: Replay | None = None
+        self.parities: Sequence[Parity] = ()  # of components whose tokens ranks share out, as far as they were compared
         self.arguments = arguments_of(type(stock))
 
     @property
@@ -90,9 +92,9 @@ class Pipeline:
         self._boundaries.decisions = decisions
 
     @property
-    def shares_weights(self) -> bool:
-        """Whether other ranks hold parts of this one's weights."""
-        return self.lockstep.size > 1 and any(component.is_sharded for component in self.components)
+    def exchanges_inside(self) -> bool:
+        """Whether other ranks wait inside a component's call for this one's part: of its weights, or of its tokens."""
+        return self.lockstep.size > 1 and any(component.is_called_together for component in self.components)
 
     def _observe_weights(self) -> None:
         for component in self.components:
@@ -133,6 +135,18 @@ class Pipeline:
             makes_together=together,
         )
         return self.replay
+
+    def compare(self, names: Iterable[str], request: Request) -> list[Parity]:
+        """A call of each of these components, whose tokens ranks share out, against a whole one: those of the request,
+        which is not made. On all ranks, with the same request; one that it does not call is left out."""
+        trial = Trial([component for component in self.components if component.name in names], self.lockstep)
+        try:
+            self(request)
+        except Compared:
+            pass
+        finally:
+            trial.close()
+        return trial.parities
 
     def __call__(self, request: Request, resume: Resume | None = None) -> Any:
         """All that the stock pipeline's call gives, with the request's adapters active.
