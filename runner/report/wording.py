@@ -17,9 +17,11 @@ def in_bytes(value: Any) -> str:
 
 
 def in_seconds(value: Any) -> str:
-    """`0.42 s`, `3 min 5 s`, `2 h 10 min`, `3 d 4 h`; empty for what is no number."""
+    """`42 ms`, `1.5 s`, `3 min 5 s`, `2 h 10 min`, `3 d 4 h`; empty for what is no number."""
     if not isinstance(value, int | float):
         return ""
+    if 0 < value < 0.1:
+        return f"{1000 * value:.0f} ms"
     if value < 60:
         return f"{value:.3g} s" if value < 10 else f"{value:.1f} s"
     total = round(value)

@@ -14,7 +14,8 @@ function paceSeries(run) {
   const to = Math.max(run.to - run.from, ...done.slice(-1), 1), wide = STEPS.find((step) => to / step <= 90) ?? to / 90;
   const counts = new Array(Math.ceil(to / wide) || 1).fill(0);
   for (const at of done) counts[Math.min(counts.length - 1, Math.floor(at / wide))]++;
-  const values = counts.map((count) => (count / wide) * 60);
+  const last = Math.max(to - (counts.length - 1) * wide, wide / 10); // the run ended within it
+  const values = counts.map((count, index) => (count / (index === counts.length - 1 ? last : wide)) * 60);
   return { wide, series: [{ name: "made", times: counts.map((_, index) => index * wide), values, colour: "--compute" }] };
 }
 

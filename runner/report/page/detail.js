@@ -1,21 +1,20 @@
 // One result: all its files, large, and all that is known of it.
 
-function mediaOf(file) {
-  const kind = kindOf(file), source = address(file.file);
-  if (kind === "picture") {
-    const isTiny = Math.max(...(file.shape || [1e9]).slice(0, 2)) <= TINY;
-    return make("img", { src: source, alt: "", class: isTiny ? "tiny" : null });
-  }
-  if (kind === "clip") return make("video", { src: source, controls: true, autoplay: true, loop: true });
-  if (kind === "sound") return make("audio", { src: source, controls: true });
-  return make("a", { href: source }, file.file);
+function mediaOf(file, row) {
+  const kind = kindOf(file), source = address(file.file), sides = (file.shape || [1e9]).slice(kind === "clip" ? 1 : 0);
+  const look = Math.max(...sides.slice(0, 2)) <= TINY ? "tiny" : null;
+  if (kind === "picture") return [make("img", { src: source, alt: "", class: look })];
+  if (kind === "clip") return [make("video", { src: source, controls: true, autoplay: true, loop: true, class: look })];
+  if (kind !== "sound") return [make("a", { href: source }, file.file)];
+  const wave = row.thumb && file === row.files[0] ? [make("img", { src: address(`thumbnails/${row.thumb}`), alt: "", class: "sound" })] : [];
+  return [...wave, make("audio", { src: source, controls: true })];
 }
 
 function pairs(entries) {
   const list = make("dl");
   for (const [name, value] of entries) {
     if (value === undefined || value === null || value === "") continue;
-    list.append(make("dt", {}, name), make("dd", {}, typeof value === "string" ? value : JSON.stringify(value)));
+    list.append(make("dt", {}, name), make("dd", { class: name.startsWith("hash") ? "hash" : null }, typeof value === "string" ? value : JSON.stringify(value)));
   }
   return list;
 }
@@ -37,6 +36,7 @@ class Detail {
   open(rows, index, closed) {
     Object.assign(this, { rows, closed });
     this.dialog.showModal();
+    this.dialog.focus(); // its arrows turn over the results
     this.go(index);
   }
 
@@ -48,7 +48,7 @@ class Detail {
 
   fill(row) {
     const [media, facts] = [this.dialog.querySelector(".media"), this.dialog.querySelector(".facts")];
-    media.replaceChildren(...(row ? row.files.map(mediaOf) : []));
+    media.replaceChildren(...(row ? row.files.flatMap((file) => mediaOf(file, row)) : []));
     facts.replaceChildren(...(row ? this.factsOf(row) : []));
     facts.scrollTop = 0;
   }
@@ -67,7 +67,7 @@ class Detail {
       ...part("left out", Object.entries(row.left_out || {})),
       ...row.files.flatMap((file) => part(file.file, [
         ["kind", kindOf(file)], ["field", file.field], ["shape", (file.shape || []).join(" × ")], ["size", inBytes(file.bytes)],
-        ["frames a second", file.fps], ["samples a second", file.sampling_rate], ["note", file.note], ["hash of pixels", file.sha256]])),
+        ["frames a second", file.fps], ["samples a second", file.sampling_rate], ["note", file.note], ["hash", file.sha256]])),
     ];
   }
 }

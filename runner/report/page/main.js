@@ -9,7 +9,7 @@ function refresh() {
   const rows = found(query, search.kind, order);
   grid.show(rows);
   byId("none").hidden = rows.length > 0;
-  byId("shown").value = rows.length === data.rows.length ? `${rows.length}` : `${rows.length} of ${data.rows.length}`;
+  byId("shown").value = rows.length === data.rows.length ? rows.length.toLocaleString("en") : `${rows.length.toLocaleString("en")} of ${data.rows.length.toLocaleString("en")}`;
   if (shownView.name === "results") writeAddress("results", { q: query, kind: search.kind, order: order === "job" ? "" : order });
 }
 
@@ -57,6 +57,10 @@ document.querySelector("form.toolbar").addEventListener("submit", (event) => eve
 byId("query").addEventListener("input", refresh);
 byId("order").addEventListener("change", refresh);
 byId("size").addEventListener("input", (event) => grid.resize(Number(event.target.value)));
+for (const entry of document.querySelectorAll("details")) {
+  // What went wrong stands at a traceback's end.
+  entry.addEventListener("toggle", () => { const text = entry.querySelector("pre"); if (text) text.scrollTop = text.scrollHeight; });
+}
 byId("theme").addEventListener("click", setTheme);
 addEventListener("hashchange", () => { if (readAddress().name !== shownView.name) { follow(); scrollTo(0, 0); } });
 addEventListener("keydown", (event) => {

@@ -25,6 +25,7 @@ from runner.report.page.results import results
 from runner.report.page.runs import runs
 from runner.report.page.settings import flat
 from runner.report.page.timeline import timeline
+from runner.report.page.times import times
 from runner.report.told import Told
 from runner.report.wording import at_time, in_bytes, in_seconds
 
@@ -53,6 +54,7 @@ def page(told: Told) -> str:
             written=time.time(),
             failures=entries(told),
             runs=runs(told),
+            times=times(told.run),
             settings=flat(told.run.get("config")),
             policy=_policy(style, script),
             style=Markup(style),

@@ -125,12 +125,14 @@ class Timeline {
       pen.fillRect(left, y + 1, wide > 3 ? wide - 1 : wide, ROW - 3);
       pen.globalAlpha = 1;
       last = left + 0.5;
-      if (wide > 60) this.drawText(pen, row, i, left, wide, y);
+      if (wide > 18) this.drawText(pen, row, i, left, wide, y);
     }
   }
 
   drawText(pen, row, index, left, wide, y) {
-    const fill = pen.fillStyle, text = row.text(index, true);
+    const fill = pen.fillStyle, whole = row.text(index, true);
+    // Of `transformer_blocks.3` at least the 3; other names whole or not at all, unless there is room for most of it.
+    const fits = pen.measureText(whole).width < wide - 8, text = fits || wide > 90 ? whole : whole.match(/\d+$/)?.[0] ?? "";
     pen.save();
     pen.beginPath();
     pen.rect(left, y, wide - 6, ROW);

@@ -21,7 +21,7 @@ function tracedGroups() {
         const title = id ? titles.get(id) ?? id : "";
         if (what === "request") return title || what;
         const place = block || component || stage;
-        if (short) return block ? block.split(".").slice(-2).join(".") : place || what;
+        if (short) return place || what;
         return [what === name ? place : `${what} ${place}`, row.step[index] >= 0 ? `step ${row.step[index]}` : "", title].filter(Boolean).join(" · ");
       },
     })),

@@ -19,7 +19,11 @@ from runner.run import run
 from runner.trace.interval import Head, Interval, Lane
 from runner.world import World
 from scripts.report import main
+from tests import tiny
 from tests.browser import Watched, browser
+from tests.tiny.family import TinyPipeline
+from tests.tiny.sound import STABLE_AUDIO
+from tests.tiny.wan import WAN
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[3]
@@ -187,6 +191,32 @@ def test_placement_says_mode_and_reason(job: Path, watched: Watched) -> None:
     assert len(rows) == 3 and all("resident: its weights do not move" in row and "replicate" in row for row in rows)
 
 
+def _made(family: TinyPipeline, model: Path, folder: Path) -> Path:
+    """The report of a job of one request."""
+    prompt = family.prompts[0][0] if isinstance(family.prompts[0], list) else family.prompts[0]
+    (folder / "p.jsonl").write_text(json.dumps({family.prompt_argument: prompt, **family.call}) + "\n")
+    words = [f"model.path={model}", f"job.prompts={folder}/p.jsonl", f"job.output={folder}/out"]
+    assert run(load_config(None, words), World(0, 1, torch.device("cpu"))) == ExitCode.DONE
+    return folder / "out" / "report.html"
+
+
+def test_a_clip_plays(tiny_root: Path, tmp_path: Path, watched: Watched) -> None:
+    page = watched.open(_made(WAN, tiny.build("wan", tiny_root), tmp_path), "#results")
+    watched.until("document.querySelector('#grid img')?.naturalWidth === 32")
+    assert "▶ 313 ms" in page.locator("#grid .mark").inner_text()
+    page.locator("#grid .cell").click()
+    watched.until("document.querySelector('dialog video')?.duration > 0.3")
+
+
+def test_a_sound_plays_below_its_waveform(tmp_path: Path, watched: Watched) -> None:
+    STABLE_AUDIO.build(tmp_path / "model")
+    page = watched.open(_made(STABLE_AUDIO, tmp_path / "model", tmp_path), "#results")
+    assert "♪ 500 ms" in page.locator("#grid .mark").inner_text()
+    page.locator("#grid .cell").click()
+    watched.until("Math.abs(document.querySelector('dialog audio')?.duration - 0.5) < 0.01")
+    watched.until("document.querySelector('dialog img')?.naturalWidth === 256")
+
+
 def test_ten_thousand_pictures_are_few_elements(job: Path, tmp_path: Path, watched: Watched) -> None:
     """The real lines of a job, multiplied: what is asked is whether the page bears them."""
     out = tmp_path / "out"
@@ -202,7 +232,7 @@ def test_ten_thousand_pictures_are_few_elements(job: Path, tmp_path: Path, watch
     assert main([str(out)]) == ExitCode.DONE
     print(f"\n{time.perf_counter() - start:.2f} s, {Folder(out).report.stat().st_size / 1e6:.1f} MB")
     page = watched.open(out / "report.html", "#results")
-    assert page.locator("#shown").inner_text() == "10000"
+    assert page.locator("#shown").inner_text() == "10,000"
     assert 10 < page.locator("#grid .cell").count() < 200
     page.keyboard.press("End")
     page.locator("#grid .cell").first.focus()
