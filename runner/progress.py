@@ -1,8 +1,8 @@
 """What a rank is doing now: written by the pipeline and the job in the main thread, read by the watch in its own."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 from time import monotonic
 
 from runner.request import Request
@@ -37,7 +37,7 @@ class Progress:
     stage: str = "start"
     component: str | None = None
     request: Request | None = None  # while one is being made
-    wave: Sequence[Request] = ()  # what all ranks are making, while a wave is made and recorded
+    begun: Sequence[Request] = ()  # what all ranks are making or writing, until it is recorded
     calls: int = 0  # of components, so far
     switches: int = 0  # to another request of a group
     steps: dict[str, tuple[int, int]] = field(default_factory=dict)  # of each request in the making: done, of how many
@@ -48,6 +48,8 @@ class Progress:
     told: float = 0.0  # when the listener was told of a switch
     listener: Callable[[], None] = field(default=lambda: None, repr=False)  # told when another request begins
     turns_to: Callable[[Request], None] | None = field(default=None, repr=False)  # told of every switch
+    failed_beside: "tuple[At, BaseException] | None" = None  # in another thread; the main one is to raise it
+    _lock: Lock = field(default_factory=Lock, repr=False)  # of what two threads count
 
     def doing(self, stage: str, component: str | None = None) -> None:
         self.stage, self.component = stage, component
@@ -60,6 +62,7 @@ class Progress:
         self.listener()
 
     def calling(self, stage: str, component: str) -> None:
+        self.check()
         self.doing(stage, component)
         self.calls += 1
 
@@ -84,18 +87,32 @@ class Progress:
 
     def over(self, id: str, *, made: int = 0, failed: int = 0) -> None:
         """The request is no longer in the making; it may have been made, or have failed."""
-        self.steps.pop(id, None)
-        self.made += made
-        self.failed += failed
+        with self._lock:
+            self.steps.pop(id, None)
+            self.made += made
+            self.failed += failed
+
+    def fail_from_beside(self, request: Request, stage: str, error: BaseException) -> None:
+        """From another thread: this ends the job. The main one raises it at its next call of a component."""
+        self.failed_beside = (At(stage, None, request), error)
+
+    def check(self) -> None:
+        """Raise what another thread failed with, as if it were this one, and there."""
+        if self.failed_beside is not None:
+            at, error = self.failed_beside
+            self.stage, self.component, self.request = at.stage, at.component, at.request
+            raise error
 
     def waiting(self) -> None:
         self.stage, self.component, self.request = WAITING, None, None
 
-    @contextmanager
-    def making_wave(self, requests: Sequence[Request]) -> Iterator[None]:
-        self.wave = requests
-        yield
-        self.wave = ()
+    def begin(self, requests: Sequence[Request]) -> None:
+        """All ranks together begin these."""
+        self.begun = [*self.begun, *requests]
+
+    def end(self, ids: Collection[str]) -> None:
+        """It is recorded what became of these."""
+        self.begun = [request for request in self.begun if request.id not in ids]
 
     def position(self) -> tuple[str, str | None, int, int]:
         """Changes whenever this rank gets on."""

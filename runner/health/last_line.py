@@ -57,7 +57,7 @@ class LastLine:
         if self.run_file is not None:
             path = self.run_file.folder.turn_of(lost.rank)
             within(SECONDS_TO_LOOK, lambda: found.append(last_turn(path)))
-        wave = {request.id: request for request in self._progress.wave}
+        wave = {request.id: request for request in self._progress.begun}
         if not found or found[0] is None or found[0].running not in wave:
             return lost
         request = wave[found[0].running]
@@ -88,7 +88,7 @@ class LastLine:
 
     def _wave(self) -> list[str]:
         """The requests in progress whose try counts so far."""
-        return [] if self._is_wave_withdrawn else [request.id for request in self._progress.wave]
+        return [] if self._is_wave_withdrawn else [request.id for request in self._progress.begun]
 
     def _write(self, news: Mapping[str, Any], withdrawn: Sequence[str]) -> None:
         if self.run_file is None:

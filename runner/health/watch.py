@@ -210,7 +210,7 @@ class Watch:
     def _status(self) -> Status:
         """Loading may take its time, and who waits for another rank does not stand still by itself."""
         now, position = time.monotonic(), self.progress.position()
-        if position != self._got_on[0] or not self.progress.wave or self.progress.stage == WAITING:
+        if position != self._got_on[0] or not self.progress.begun or self.progress.stage == WAITING:
             self._got_on = (position, now)
         return Status.of(self.progress, now - self._got_on[1], self._memory)
 

@@ -5,6 +5,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -24,13 +25,15 @@ from runner.job.call_logs import CallLogs, keep_only, remove_logs_of, what_decid
 from runner.job.group_size import GroupSize
 from runner.job.results import Failed, Made, Repeat, Result, Settled, Stopped, is_settled_by, of_team
 from runner.job.waves import Task, Wave, Waves
-from runner.media.outputs import fields_of
-from runner.media.save import Writing, save
+from runner.job.writer import Writer
+from runner.media.outputs import Outputs, fields_of
+from runner.media.save import Writing, save, to_write
 from runner.numerics import made_on
 from runner.output.job_folder import JobFolder
 from runner.output.lines import Failure, ManifestLine
 from runner.output.turn_file import TurnFile
 from runner.pipeline.pipeline import Pipeline
+from runner.progress import At
 from runner.request import Request
 from runner.trace.interval import Lane
 from runner.world import World
@@ -44,7 +47,7 @@ def run_job(
     Ends early when the job is asked to stop: between two waves, or inside requests that keep a log of their calls.
     Returns what was tried, on every rank.
     """
-    settled: list[Settled] = []
+    settled: dict[str, Settled] = {}
     logs = _call_logs(pipeline, job, folder, watch)
     if world.rank == 0:
         keep_only(folder.files, [request.id for request in requests])
@@ -52,25 +55,31 @@ def run_job(
     tried = [request.id for request in requests if folder.state.attempts.get(request.id)]
     size = GroupSize(job.group, pipeline)
     waves = Waves(requests, [in_step] * (world.team.count // in_step), size.together, tried)
-    making = _Making(pipeline, job, folder, logs, watch)
-    for wave in watch.until_stopped(waves):
-        folder.check()
-        meter = size.meter()
-        results = _make_wave(wave, making, meter)
-        again = [result for result in results if isinstance(result, Repeat)]
-        waves.again([result.request for result in again], alone=any(result.alone for result in again))
-        done = [result for result in results if isinstance(result, Made | Failed)]
-        settled += done
-        if meter is not None:
-            size.choose(meter, -(-(len(requests) - len(settled)) // world.team.count))
-            waves.together = size.together
-        if pipeline.replay is not None:
-            pipeline.progress.note = str(pipeline.replay.kept)
+    making = _Making(pipeline, job, folder, logs, watch, Writer(pipeline.progress))
+    with making.writer:
+        for wave in watch.until_stopped(waves):
+            folder.check()
+            meter = size.meter()
+            results = _make_wave(wave, making, meter)
+            again = [result for result in results if isinstance(result, Repeat)]
+            waves.again([result.request for result in again], alone=any(result.alone for result in again))
+            settled |= _by_id(results)
+            if meter is not None:
+                size.choose(meter, -(-(len(requests) - len(settled)) // world.team.count))
+                waves.together = size.together
+            if pipeline.replay is not None:
+                pipeline.progress.note = str(pipeline.replay.kept)
+        making.writer.wait()
+        settled |= _by_id(_told_by_all(making, []))
     folder.manifest.close()
     if world.rank == 0:
-        over = {result.request.id for result in settled if isinstance(result, Made)}
+        over = {result.request.id for result in settled.values() if isinstance(result, Made)}
         keep_only(folder.files, [request.id for request in requests if request.id not in over])
-    return settled
+    return list(settled.values())
+
+
+def _by_id(results: Sequence[Result]) -> dict[str, Settled]:
+    return {result.request.id: result for result in results if isinstance(result, Made | Failed)}
 
 
 def _call_logs(pipeline: Pipeline, job: JobConfig, folder: JobFolder, watch: Watch) -> CallLogs | None:
@@ -92,32 +101,43 @@ class _Making:
     folder: JobFolder
     logs: CallLogs | None
     watch: Watch
+    writer: Writer
 
 
 def _make_wave(wave: Wave, making: _Making, meter: Meter | None) -> list[Result]:
-    """Make a wave and record it. Collective; the results of all teams, on every rank."""
+    """Make a wave. Collective; what has come of it so far, and of the one before, from all teams, on every rank: each
+    rank's last output may still be written while the next wave is made."""
     requests = [task.request for team in wave for task in team if not task.is_filler]
     pipeline, folder = making.pipeline, making.folder
     progress, world = pipeline.progress, pipeline.world
-    with progress.making_wave(requests):
-        folder.manifest.begin([request.id for request in requests])
-        mine: list[Result] = []
-        tasks = wave[world.team.index]
-        if len(tasks) > 1 or (tasks and meter is not None):
-            _make_group(tasks, making, mine, meter)
-        elif tasks:
-            _make_one(tasks[0], making, mine)
-        else:
-            _switch_along(requests[0], pipeline)
-        progress.waiting()
-        with pipeline.recorder.range("meet", Lane.wait):
-            results = _of_all_teams(world.gather(mine), world)
-        pipeline.recorder.settle()
-        progress.doing("record")
-        folder.manifest.withdraw([result.request.id for result in results if isinstance(result, Repeat | Stopped)])
-        recorded = {result.request.id for result in mine if is_settled_by(result, world.team)}
-        theirs = [result for result in results if result.request.id not in recorded]
-        folder.manifest.settle(*_lines(theirs), folder.state.attempts)
+    progress.begin(requests)
+    folder.manifest.begin([request.id for request in requests])
+    mine: list[Result] = []
+    tasks = wave[world.team.index]
+    if len(tasks) > 1 or (tasks and meter is not None):
+        _make_group(tasks, making, mine, meter)
+    elif tasks:
+        _make_one(tasks[0], making, mine)
+    else:
+        _switch_along(requests[0], pipeline)
+    return _told_by_all(making, mine)
+
+
+def _told_by_all(making: _Making, mine: Sequence[Result]) -> list[Result]:
+    """What became of requests on any rank: of those with nothing to write, and of what was written. Collective."""
+    world, progress, folder = making.pipeline.world, making.pipeline.progress, making.folder
+    mine = [*mine, *making.writer.over()]
+    progress.waiting()
+    with making.pipeline.recorder.range("meet", Lane.wait):
+        results = _of_all_teams(world.gather(mine), world)
+    making.pipeline.recorder.settle()
+    progress.doing("record")
+    folder.manifest.withdraw([result.request.id for result in results if isinstance(result, Repeat | Stopped)])
+    recorded = {result.request.id for result in mine if is_settled_by(result, world.team)}
+    theirs = [result for result in results if result.request.id not in recorded]
+    folder.manifest.settle(*_lines(theirs), folder.state.attempts)
+    progress.end([result.request.id for result in results])
+    progress.waiting()
     return results
 
 
@@ -192,16 +212,17 @@ def _settle(
     *,
     in_group: bool = False,
 ) -> None:
-    """Make the request, or take what it gave, and write its file. Filler work has no result."""
-    result = _result(task, outcome, making, seconds, in_group=in_group)
-    team = making.pipeline.world.team
-    made, failed = isinstance(result, Made), isinstance(result, Failed)
-    if result is not None:
-        results.append(result)
-        if is_settled_by(result, team):
-            _record(result, making.folder)
-        making.folder.manifest.collect()
-    making.pipeline.progress.over(task.request.id, made=made and team.is_first, failed=failed and team.is_first)
+    """Make the request, or take what it gave, and have its files written. Filler work has no result."""
+    found = _result(task, outcome, making, in_group=in_group)
+    team, progress = making.pipeline.world.team, making.pipeline.progress
+    progress.over(task.request.id, failed=isinstance(found, Failed) and team.is_first)
+    if isinstance(found, Outputs):
+        making.writer.write(task.request, partial(_written, found, task.request, making, round(seconds(), 3)))
+    elif found is not None:
+        results.append(found)
+        if is_settled_by(found, team):
+            _record(found, making.folder)
+    making.folder.manifest.collect()
 
 
 def _switch_along(request: Request, pipeline: Pipeline) -> None:
@@ -213,8 +234,9 @@ def _switch_along(request: Request, pipeline: Pipeline) -> None:
 
 
 def _result(
-    task: Task, outcome: Callable[[], Any], making: _Making, seconds: Callable[[], float], *, in_group: bool
-) -> Result | None:
+    task: Task, outcome: Callable[[], Any], making: _Making, *, in_group: bool
+) -> Outputs | Failed | Repeat | Stopped | None:
+    """What there is to write of a request, or why there is nothing."""
     request, pipeline = task.request, making.pipeline
     try:
         made = outcome()
@@ -224,34 +246,47 @@ def _result(
             require_finite(name, value)
         if not pipeline.world.team.is_first:
             return None  # the team's first rank has the same, and writes it
-        with pipeline.recorder.range("write", Lane.write, request=request.id) as writing:
-            saved = save(made, request, making.folder.files, Writing(making.job, pipeline.stock))
-            writing.num_bytes = sum(file.bytes for file in saved["files"])
+        return to_write(made, Writing(making.job, pipeline.stock))
     except StoppedInside as stop:
         return None if task.is_filler else Stopped(request, stop.calls)
     except PeerLeft as error:
         # Alone, a request has only its own repetitions beside it: out of step with itself, it cannot be made.
         if task.is_filler:
             return None
-        return Failed(request, _failure(request, pipeline, error)) if task.is_alone else Repeat(request, error)
+        failure = _failure(request, pipeline.progress.at, pipeline, error)
+        return Failed(request, failure) if task.is_alone else Repeat(request, error)
     except Exception as error:
         # Whatever a model raises for one request is recorded with its place, and must not cost the others.
         if ends_the_job(error, is_alone=not pipeline.exchanges_inside):
             raise
-        failure = _failure(request, pipeline, error)
+        failure = _failure(request, pipeline.progress.at, pipeline, error)
         if isinstance(error, torch.OutOfMemoryError):
             _free_memory(error)
             if in_group and not task.is_filler:  # alone it has the memory of the others too
                 return Repeat(request, torch.OutOfMemoryError(str(error)))
         return None if task.is_filler else Failed(request, failure)
-    line = ManifestLine(
-        **request.described(),
-        **saved,
-        rank=pipeline.world.rank,
-        seconds=round(seconds(), 3),
-        made_on=made_on(pipeline.world.device),
-    )
-    return Made(request, line)
+
+
+def _written(outputs: Outputs, request: Request, making: _Making, seconds: float) -> Made | Failed:
+    """Write a request's files and record it, in the writer's thread."""
+    pipeline, began = making.pipeline, perf_counter()
+    result: Made | Failed
+    try:
+        saved = save(outputs, request, making.folder.files, Writing(making.job, pipeline.stock))
+    except Exception as error:
+        # A codec that refuses, an output that no file can hold: this request's failure.
+        if ends_the_job(error, is_alone=True):
+            raise
+        result = Failed(request, _failure(request, At("write", None, request), pipeline, error))
+    else:
+        rank, device = pipeline.world.rank, made_on(pipeline.world.device)
+        line = ManifestLine(**request.described(), **saved, rank=rank, seconds=seconds, made_on=device)
+        result = Made(request, line)
+        num_bytes = sum(file.bytes for file in line.all_files)
+        pipeline.recorder.tell("write", Lane.write, "", "", began, perf_counter(), num_bytes, request=request.id)
+    _record(result, making.folder)
+    pipeline.progress.over(request.id, made=isinstance(result, Made), failed=isinstance(result, Failed))
+    return result
 
 
 def _free_memory(error: BaseException) -> None:
@@ -273,12 +308,11 @@ def ends_the_job(error: BaseException, *, is_alone: bool) -> bool:
     return is_disk(error) or is_device_failure(error) or isinstance(error, kinds)
 
 
-def _failure(request: Request, pipeline: Pipeline, error: Exception) -> Failure:
-    progress = pipeline.progress
+def _failure(request: Request, at: At, pipeline: Pipeline, error: Exception) -> Failure:
     return Failure(
         **request.described(),
-        stage=progress.stage,
-        component=progress.component or type(pipeline.stock).__name__,
+        stage=at.stage,
+        component=at.component or type(pipeline.stock).__name__,
         error=type(error).__name__,
         message=str(error),
         traceback="".join(traceback.format_exception(error)),

@@ -61,14 +61,21 @@ def settled_writing(cls: Any, job: JobConfig) -> JobConfig:
     return replace(job, fps=own or job.fps or FRAMES_A_SECOND)
 
 
-def save(output: Any, request: Request, folder: Folder, writing: Writing) -> dict[str, Any]:
-    """Write every field of a call's output below `folder`. Returns what the manifest says: the files, the values that
-    need none, and what is left out and why. Raises UserError where there is nothing to write."""
-    format = writing.job.format
-    outputs = told_apart(output, as_latents=format is Format.latent)
+def to_write(output: Any, writing: Writing) -> Outputs:
+    """All fields of a call's output, on the host: they can wait to be written, and the device is the next request's.
+
+    Raises UserError where there is nothing to write."""
+    outputs = told_apart(output, as_latents=writing.job.format is Format.latent)
     if not outputs.pieces:
         what = ", ".join([*outputs.values, *(f"{name} ({reason})" for name, reason in outputs.left_out.items())])
         raise UserError(f"{type(output).__name__} holds nothing that has a file: {what or 'no field is set'}")
+    return replace(outputs, pieces=[replace(piece, value=_on_host(piece.value)) for piece in outputs.pieces])
+
+
+def save(outputs: Outputs, request: Request, folder: Folder, writing: Writing) -> dict[str, Any]:
+    """Write all pieces below `folder`, in any thread. Returns what the manifest says: the files, the values that need
+    none, and what is left out and why."""
+    format = writing.job.format
     rate = outputs.values.get("sampling_rate") or sampling_rate(writing.stock)
     write = _Written(request, folder, writing, rate, first_field=outputs.pieces[0].field)
     if format is Format.auto and (pair := _clip_with_sound(outputs, rate)):
@@ -77,6 +84,12 @@ def save(output: Any, request: Request, folder: Folder, writing: Writing) -> dic
         files = [write.piece(piece) for piece in outputs.pieces]
     first = {name: getattr(files[0], name) for name in ("file", "bytes", "mtime_ns", "file_sha256", "sha256")}
     return {**first, "files": tuple(files), "values": outputs.values, "left_out": outputs.left_out}
+
+
+def _on_host(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: tensor.cpu() for name, tensor in value.items()}
+    return value.cpu() if isinstance(value, torch.Tensor) else value
 
 
 def _clip_with_sound(outputs: Outputs, rate: int | None) -> tuple[Piece, Piece] | None:

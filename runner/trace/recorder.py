@@ -123,12 +123,20 @@ class Recorder:
             yield under_way
 
     def tell(
-        self, name: str, lane: Lane, component: str, block: str, began: Moment, ended: Moment, num_bytes: int = 0
+        self,
+        name: str,
+        lane: Lane,
+        component: str,
+        block: str,
+        began: Moment,
+        ended: Moment,
+        num_bytes: int = 0,
+        request: str = "",
     ) -> None:
         """Something that is over, or queued."""
         kind, step = self._of(name, lane, component)
         around = self._open.get()
-        request = around[0].request if around else ""
+        request = request or (around[0].request if around else "")
         self._told.append(_Told(kind, block, request, step, began, ended, num_bytes, 1))
 
     def of_weights(self, component: str) -> "OfWeights":

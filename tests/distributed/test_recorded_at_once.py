@@ -29,7 +29,9 @@ def before_each_decoding(stock: Any, look: Callable[[], None]) -> Iterator[None]
 
 @pytest.mark.parametrize("placement", ["rest=disk", "share=shard"])
 @on_ranks(2)
-def test_each_of_a_group_is_recorded_before_the_next_one_decodes(world: World, placement: str, path: Path) -> None:
+def test_each_of_a_group_is_recorded_while_the_next_one_decodes_at_the_latest(
+    world: World, placement: str, path: Path
+) -> None:
     pipeline = opened(world, path, f"placement.transformer.{placement}")
     output, seen = world.tmp_path / "out", list[int]()
     file = Folder(output).manifest if world.rank == 0 else Folder(output).results_of(1)
@@ -42,8 +44,8 @@ def test_each_of_a_group_is_recorded_before_the_next_one_decodes(world: World, p
     prompts = [Prompt("a red fox", seed, tiny.FAMILIES["flux"].call) for seed in range(6)]
     with before_each_decoding(pipeline.stock, look):
         run_prompts(world, pipeline, output, prompts, group=3)
-    assert seen == [0, 1, 2]
-    joined(world).gather(None)
+    for recorded in joined(world).gather(seen):  # the last one may be on its way to the disk
+        assert all(begun - 1 <= number <= begun for begun, number in enumerate(recorded)) and len(recorded) == 3
     assert len(lines(output / "manifest.jsonl")) == 6 and not list(output.glob("results-of-rank-*"))
 
 

@@ -183,7 +183,7 @@ def test_a_full_disk_ends_the_job_and_is_not_held_against_the_request(
             make()
     assert ended.value.code == ExitCode.FAULT
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("fault: rank 0 on ") and "decode/vae" in last and "No space left" in last
+    assert last.startswith("fault: rank 0 on ") and ", write, request" in last and "No space left" in last
     assert report(tmp_path / "out")["state"] == "fault" and report(tmp_path / "out")["fault"]["prompt"] == "a rocket"
     assert make("job.max_attempts=1") == ExitCode.DONE
 

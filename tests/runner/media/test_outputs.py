@@ -22,7 +22,7 @@ from runner.config import Format, JobConfig
 from runner.errors import UserError
 from runner.media.outputs import CLIPS, PICTURES, SOUNDS, told_apart
 from runner.media.pixels import pixel_hash
-from runner.media.save import Writing, save
+from runner.media.save import Writing, save, to_write
 from runner.output.folder import Folder
 from runner.output.lines import ManifestLine
 from runner.output.manifest import is_whole
@@ -55,7 +55,7 @@ def picture(mode: str = "RGB", size: tuple[int, int] = (6, 4), shade: int = 0) -
 
 def saved(output: Any, folder: Path, stock: Any = None, **job: Any) -> ManifestLine:
     writing = Writing(JobConfig(**job), stock if stock is not None else Sounding())
-    line = ManifestLine(**REQUEST.described(), **save(output, REQUEST, Folder(folder), writing))
+    line = ManifestLine(**REQUEST.described(), **save(to_write(output, writing), REQUEST, Folder(folder), writing))
     assert is_whole(folder, line) and line.all_files[0].file == line.file
     assert ManifestLine.from_json(json.loads(json.dumps(line.to_json()))) == line
     assert len({file.file for file in line.files}) == len(line.files) == len(list((folder / "images").iterdir()))
@@ -246,7 +246,7 @@ def test_a_field_of_any_name_is_a_name_below_the_folder(tmp_path: Path) -> None:
 )
 def test_an_output_without_a_file_is_refused(output: Any, format: Format, says: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=says):
-        save(output, REQUEST, Folder(tmp_path), Writing(JobConfig(format=format), Sounding()))
+        to_write(output, Writing(JobConfig(format=format), Sounding()))
     assert not list(tmp_path.iterdir())
 
 

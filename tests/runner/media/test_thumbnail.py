@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from runner.config import JobConfig
-from runner.media.save import Writing, save
+from runner.media.save import Writing, save, to_write
 from runner.output.folder import Folder
 from runner.request import Request
 
@@ -23,7 +23,8 @@ class Output(dict[str, Any]):
 def saved(folder: Path, output: Any, **settings: Any) -> Path:
     """Where the small picture would be."""
     job = JobConfig(**settings)
-    save(output, Request("a", stem="0000-a-0"), Folder(folder), Writing(job, _Stock()))
+    writing = Writing(job, _Stock())
+    save(to_write(output, writing), Request("a", stem="0000-a-0"), Folder(folder), writing)
     return Folder(folder).thumbnail("0000-a-0")
 
 
