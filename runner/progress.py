@@ -92,7 +92,7 @@ class Progress:
             self.made += made
             self.failed += failed
 
-    def fail_from_beside(self, request: Request, stage: str, error: BaseException) -> None:
+    def fail_from_beside(self, request: Request | None, stage: str, error: BaseException) -> None:
         """From another thread: this ends the job. The main one raises it at its next call of a component."""
         self.failed_beside = (At(stage, None, request), error)
 

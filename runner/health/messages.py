@@ -40,7 +40,24 @@ class Bye:
     """This rank is done."""
 
 
-Message = Heartbeat | Stop | Report | End | Bye
+@dataclass(frozen=True)
+class Asks:
+    """To rank 0, for the next requests, where they are handed out one by one. Ids: of those whose results are recorded
+    since; of those whose try does not count; of those that this rank makes again before others."""
+
+    over: tuple[str, ...] = ()
+    withdrawn: tuple[str, ...] = ()
+    again: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Given:
+    """The ids of the requests that a rank makes now; none: there are no more."""
+
+    ids: tuple[str, ...] = ()
+
+
+Message = Heartbeat | Stop | Report | End | Bye | Asks | Given
 
 
 def encode(message: Message) -> bytes:
@@ -68,6 +85,10 @@ def _read(kind: str, fields: dict[str, Any]) -> Message:
             return End(int(fields["code"]), tuple(map(_status, fields["deaf"])))
         case "Bye":
             return Bye()
+        case "Asks":
+            return Asks(tuple(fields["over"]), tuple(fields["withdrawn"]), tuple(fields["again"]))
+        case "Given":
+            return Given(tuple(fields["ids"]))
     raise ValueError(kind)
 
 

@@ -81,10 +81,15 @@ class Watch:
     def until_stopped(self, waves: Iterable[T]) -> Iterator[T]:
         """The waves, until any rank has been asked to stop: all ranks leave before the same one. Collective."""
         for wave in waves:
-            if any(self._world.gather(self.stop_reason is not None)):
-                self.stop_reason = self.stop_reason or "another rank was asked to stop"
+            if self.agree_to_stop():
                 return
             yield wave
+
+    def agree_to_stop(self) -> bool:
+        """Whether any rank has been asked to stop; then all have. Collective."""
+        if any(self._world.gather(self.stop_reason is not None)):
+            self.stop_reason = self.stop_reason or "another rank was asked to stop"
+        return self.stop_reason is not None
 
     def statuses(self) -> list[tuple[Status, float]]:
         """On rank 0, of each rank: what it last told, and how many seconds ago. For any thread."""

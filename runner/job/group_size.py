@@ -78,25 +78,25 @@ def choose(ranks: Sequence[Figures], requests: int) -> Choice:
 
 class GroupSize:
     """`together` is how many requests a rank makes together: as asked, or for `auto` chosen when some were made one by
-    one, and measured."""
+    one, and measured: until then it `is_open`. All that is the same on all ranks."""
 
     def __init__(self, asked: int | str, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
-        self._is_open = asked == "auto" and pipeline.moves_weights
+        self.is_open = asked == "auto" and pipeline.moves_weights
         self.together = asked if isinstance(asked, int) else 1
-        reason = "as asked" if isinstance(asked, int) else "no weights move" if not self._is_open else "none was made"
+        reason = "as asked" if isinstance(asked, int) else "no weights move" if not self.is_open else "none was made"
         pipeline.group = Choice(self.together, reason, {}).described()
 
     def meter(self) -> Meter | None:
         """To measure the next wave with, where that is still to be done. The same on all ranks."""
-        return Meter(self._pipeline.components, self._pipeline.world.device) if self._is_open else None
+        return Meter(self._pipeline.components, self._pipeline.world.device) if self.is_open else None
 
     def choose(self, meter: Meter, left: int) -> None:
         """From what each rank has measured, where all that made a request did. Collective; `left`: for each rank."""
         figures = [one for one in self._pipeline.world.gather(figures_of(meter, self._pipeline)) if one is not None]
         if figures:
             choice = choose(figures, left)
-            self.together, self._is_open = choice.number, False
+            self.together, self.is_open = choice.number, False
             self._pipeline.group = choice.described()
 
 

@@ -2,6 +2,7 @@
 
 import socket
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,8 +21,10 @@ from runner.calls.replay import StoppedInside
 from runner.config import JobConfig
 from runner.errors import JobFault
 from runner.health.fault import is_device_failure, is_disk
+from runner.health.messages import Asks
 from runner.health.watch import Watch
 from runner.job.call_logs import CallLogs, keep_only, remove_logs_of, what_decides
+from runner.job.desk import handing_out
 from runner.job.group_size import GroupSize
 from runner.job.results import Failed, Made, Repeat, Result, Settled, Stopped, is_settled_by, of_team
 from runner.job.waves import Task, Wave, Waves
@@ -42,9 +45,10 @@ from runner.world import World
 def run_job(
     requests: Sequence[Request], pipeline: Pipeline, job: JobConfig, world: World, *, folder: JobFolder, watch: Watch
 ) -> list[Settled]:
-    """Make the requests: in each wave, each team makes one, or `job.group` together. Rank 0 records them.
+    """Make the requests: in each wave, each team makes one, or `job.group` together; where no rank needs another, each
+    rank has its next ones as soon as it is done, without waves. Rank 0 records them.
 
-    Ends early when the job is asked to stop: between two waves, or inside requests that keep a log of their calls.
+    Ends early when the job is asked to stop: between requests, or inside those that keep a log of their calls.
     Returns what was tried, on every rank.
     """
     settled: dict[str, Settled] = {}
@@ -56,8 +60,9 @@ def run_job(
     size = GroupSize(job.group, pipeline)
     waves = Waves(requests, [in_step] * (world.team.count // in_step), size.together, tried)
     making = _Making(pipeline, job, folder, logs, watch, Writer(pipeline.progress))
+    hands_out = world.size > 1 and world.team.size == 1 and pipeline.lockstep.size == 1  # no rank needs another
     with making.writer:
-        for wave in watch.until_stopped(waves):
+        for wave in watch.until_stopped(waves if size.is_open or not hands_out else ()):
             folder.check()
             meter = size.meter()
             results = _make_wave(wave, making, meter)
@@ -67,10 +72,14 @@ def run_job(
             if meter is not None:
                 size.choose(meter, -(-(len(requests) - len(settled)) // world.team.count))
                 waves.together = size.together
-            if pipeline.replay is not None:
-                pipeline.progress.note = str(pipeline.replay.kept)
+            if hands_out and not size.is_open:
+                break
+        told: Sequence[Result] = ()
+        if hands_out:
+            told = _make_one_by_one([tasks for wave in waves for tasks in wave if tasks], making)
         making.writer.wait()
-        settled |= _by_id(_told_by_all(making, []))
+        settled |= _by_id(_told_by_all(making, told))
+    watch.agree_to_stop()
     folder.manifest.close()
     if world.rank == 0:
         over = {result.request.id for result in settled.values() if isinstance(result, Made)}
@@ -114,13 +123,42 @@ def _make_wave(wave: Wave, making: _Making, meter: Meter | None) -> list[Result]
     folder.manifest.begin([request.id for request in requests])
     mine: list[Result] = []
     tasks = wave[world.team.index]
-    if len(tasks) > 1 or (tasks and meter is not None):
-        _make_group(tasks, making, mine, meter)
-    elif tasks:
-        _make_one(tasks[0], making, mine)
+    if tasks:
+        _make(tasks, making, mine, meter)
     else:
         _switch_along(requests[0], pipeline)
     return _told_by_all(making, mine)
+
+
+def _make_one_by_one(batches: Sequence[Sequence[Task]], making: _Making) -> list[Settled | Stopped]:
+    """Make the batches that are handed to this rank, until there are no more; what became of them. Collective."""
+    told: list[Settled | Stopped] = []
+    news: list[Result] = []
+    again: deque[str] = deque()
+    with handing_out(batches, making.folder.manifest, making.watch, making.pipeline.world) as take:
+        while True:
+            news += making.writer.over()
+            told += [result for result in news if not isinstance(result, Repeat)]
+            again += [result.request.id for result in news if isinstance(result, Repeat)]
+            withdrawn = [result.request.id for result in news if isinstance(result, Repeat | Stopped)]
+            over = [result.request.id for result in news]
+            making.folder.check()
+            tasks = take(Asks(tuple(over), tuple(withdrawn), tuple(again)[:1]))
+            if not tasks:
+                return told
+            if again:
+                again.popleft()
+            news = []
+            _make(tasks, making, news, None)
+
+
+def _make(tasks: Sequence[Task], making: _Making, results: list[Result], meter: Meter | None) -> None:
+    if len(tasks) > 1 or meter is not None:
+        _make_group(tasks, making, results, meter)
+    else:
+        _make_one(tasks[0], making, results)
+    if making.pipeline.replay is not None:
+        making.pipeline.progress.note = str(making.pipeline.replay.kept)
 
 
 def _told_by_all(making: _Making, mine: Sequence[Result]) -> list[Result]:

@@ -67,6 +67,10 @@ class Writer:
         try:
             self._over.append(action())
         except BaseException as error:  # of any kind: this thread has nobody else to tell
-            if not (is_disk(error) or isinstance(error, MemoryError)):
-                error = JobFault(f"{type(error).__name__}: {error}")  # not to pass for a failure of the next request
-            self._progress.fail_from_beside(request, "write", error)
+            self._progress.fail_from_beside(request, "write", ending(error))
+
+
+def ending(error: BaseException) -> BaseException:
+    """As the main thread may raise it inside another request, whose failure it must not pass for."""
+    is_known = is_disk(error) or isinstance(error, MemoryError | JobFault)
+    return error if is_known else JobFault(f"{type(error).__name__}: {error}")
