@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -34,13 +35,14 @@ class LastLine:
     def fault(self, fault: Fault, *, as_rank_0: bool) -> None:
         """Other ranks speak only for a rank 0 that cannot, and only one of them."""
         claims: list[Path] = []
+        counted = {fault.request} if fault.by_request else set()
+        withdrawn = [id for id in self._wave() if id not in counted]
         if not as_rank_0 and not self._is_first(claims):
+            within(SECONDS, partial(self._withdraw, withdrawn))  # each knows what it has begun, and rank 0 is lost
             return
         self._has_spoken = True
         say(fault.line())
         tell_agent(fault.line())
-        counted = {fault.request} if fault.by_request else set()
-        withdrawn = [id for id in self._wave() if id not in counted]
 
         def write() -> None:
             # Both halves of a cut network speak; rank 0's word stays.
@@ -99,6 +101,11 @@ class LastLine:
                 Manifest(self.run_file.folder).withdraw(withdrawn)
         except OSError as error:
             say(f"cannot write {self.run_file.folder.run_json}: {error}")
+
+    def _withdraw(self, ids: Sequence[str]) -> None:
+        if self.run_file is not None and ids and self.run_file.is_ours():
+            with suppress(OSError):  # whoever was first says so
+                Manifest(self.run_file.folder).withdraw(ids)
 
     def _is_first(self, claims: list[Path]) -> bool:
         """Whether no other rank has spoken; with the file that says so, which is to be removed."""

@@ -15,6 +15,7 @@ from runner.job.results import Failed, Made
 from runner.output.folder import Folder
 from runner.output.manifest import Manifest
 from tests import tiny
+from tests.distributed.chaos import Job, lines
 from tests.distributed.placed import joined, opened, run_prompts, stock_of
 from tests.ranks import World, on_ranks
 
@@ -110,3 +111,22 @@ def test_a_request_that_fails_costs_one_try_and_no_other(world: World, path: Pat
     assert [isinstance(result, Failed) for result in results] == [seed == 2 for seed in range(5)]
     state = Manifest(Folder(output)).recover()
     assert len(state.finished) == 4 and [state.attempts[id] for id in state.failures] == [1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 2])
+def test_a_rank_that_is_killed_costs_its_own_request_a_try_and_no_other(lost: int, tmp_path: Path) -> None:
+    """Where rank 0 is, nobody else knows of all, and each withdraws what itself had begun."""
+    output = tmp_path / "out"
+    words = ["job.prompt=a rocket", "job.images_per_prompt=9", "job.call.num_inference_steps=200"]
+    job = Job(output, words, num_ranks=3)
+    try:
+        assert job.wait_for(lambda: len(lines(output / "attempts.jsonl")) >= 3), job.log.read_text()
+        (victim,) = [worker for worker in job.workers() if worker.environ()["RANK"] == str(lost)]
+        time.sleep(1)  # all have told where they are
+        victim.kill()
+        job.gone_after(20)
+    finally:
+        job.kill()
+    assert len(started(output)) == 3 and not (output / "manifest.jsonl").exists()
+    assert sorted(Manifest(Folder(output)).recover().attempts.values()) == [0, 0, 1], job.log.read_text()
