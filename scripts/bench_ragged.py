@@ -3,7 +3,7 @@
   OMP_NUM_THREADS=1 python scripts/bench_ragged.py [--checkouts . ../earlier] [--rounds 3]
 
 Every other request has ten times the steps of the one before. Each checkout of the project makes the same list with its
-own scripts/generate.py, in turn. `least`: what the ranks would take if none ever waited, by the seconds of each request.
+own scripts/generate.py, in turn. `least`: what the ranks would take if none ever waited, by each request's seconds.
 """
 
 import argparse

@@ -150,6 +150,7 @@ def _make_one_by_one(batches: Sequence[Sequence[Task]], making: _Making) -> list
                 again.popleft()
             news = []
             _make(tasks, making, news, None)
+            making.pipeline.recorder.settle()
 
 
 def _make(tasks: Sequence[Task], making: _Making, results: list[Result], meter: Meter | None) -> None:
