@@ -3,7 +3,7 @@
 import socket
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -256,7 +256,9 @@ def _settle(
     team, progress = making.pipeline.world.team, making.pipeline.progress
     progress.over(task.request.id, failed=isinstance(found, Failed) and team.is_first)
     if isinstance(found, Outputs):
-        making.writer.write(task.request, partial(_written, found, task.request, making, round(seconds(), 3)))
+        device = made_on(making.pipeline.world.device)  # another thread may count other threads of the CPU
+        action = partial(_written, found, task.request, making, round(seconds(), 3), device)
+        making.writer.write(task.request, action)
     elif found is not None:
         results.append(found)
         if is_settled_by(found, team):
@@ -306,7 +308,9 @@ def _result(
         return None if task.is_filler else Failed(request, failure)
 
 
-def _written(outputs: Outputs, request: Request, making: _Making, seconds: float) -> Made | Failed:
+def _written(
+    outputs: Outputs, request: Request, making: _Making, seconds: float, device: Mapping[str, str]
+) -> Made | Failed:
     """Write a request's files and record it, in the writer's thread."""
     pipeline, began = making.pipeline, perf_counter()
     result: Made | Failed
@@ -318,7 +322,7 @@ def _written(outputs: Outputs, request: Request, making: _Making, seconds: float
             raise
         result = Failed(request, _failure(request, At("write", None, request), pipeline, error))
     else:
-        rank, device = pipeline.world.rank, made_on(pipeline.world.device)
+        rank = pipeline.world.rank
         line = ManifestLine(**request.described(), **saved, rank=rank, seconds=seconds, made_on=device)
         result = Made(request, line)
         num_bytes = sum(file.bytes for file in line.all_files)

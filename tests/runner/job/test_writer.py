@@ -18,11 +18,14 @@ from runner.errors import ExitCode, JobFault
 from runner.health.fault import Status
 from runner.job.results import Failed
 from runner.job.writer import Writer
+from runner.output.folder import Folder
 from runner.output.lines import Failure
 from runner.pipeline.pipeline import Pipeline
 from runner.progress import Progress
+from runner.report.read_trace import read_intervals
 from runner.request import Request
 from runner.run import run
+from runner.trace.interval import Lane
 from runner.world import World
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -87,6 +90,21 @@ def test_a_picture_is_written_while_the_next_is_made(group: int, job: Job) -> No
         for (began, ended), following in zip(written[:-1], PROMPTS[1:], strict=True):
             began_next, ended_next = job.made[following]
             assert began < ended_next and began_next < ended, "they lie side by side"
+
+
+def test_the_trace_shows_writing_beside_denoising(job: Job) -> None:
+    job.before_writing = lambda _: time.sleep(0.3)
+    assert job.run("job.profile=true") == ExitCode.DONE
+    _, intervals = read_intervals(Folder(job.output).intervals(0))
+    written = {one.request: one for one in intervals if one.lane is Lane.write}
+    denoised = [one for one in intervals if one.name == "component" and one.stage == "denoise"]
+    ids = [line["id"] for line in job.lines()]
+    assert list(written) == ids and all(one.num_bytes > 0 and one.seconds >= 0.3 for one in written.values())
+    for id, following in pairwise(ids):
+        steps = [one for one in denoised if one.request == following]
+        assert any(one.begin < written[id].end and written[id].begin < one.end for one in steps), "side by side"
+    (time_of_rank,) = [rank["time"] for rank in job.report()["ranks"]]
+    assert time_of_rank["written_beside"] >= 0.9
 
 
 def test_no_more_than_one_output_waits_to_be_written(job: Job) -> None:
