@@ -14,6 +14,14 @@ from runner.errors import ExitCode, UserError
 from runner.health.stderr import say
 from scripts.generate import Parser, config_files
 
+RATES = {
+    "flops": "FLOP/s of a rank in the model's dtype",
+    "link": "bytes/s of a rank's link to its host",
+    "disk": "bytes/s of a node's disk",
+    "within": "bytes/s between the ranks of a node",
+    "between": "bytes/s of a rank between nodes",
+}
+
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(
@@ -31,6 +39,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--device-memory", default="80GiB", help="of each GPU; host where ranks compute on the CPU [80GiB]"
     )
     parser.add_argument("--host-memory", default="512GiB", help="of each node [512GiB]")
+    parser.add_argument("--best", action="store_true", help="search placements, groups and meshes for throughput")
+    parser.add_argument("--latency", action="store_true", help="with --best: for the time of one request instead")
+    for name, value in RATES.items():
+        parser.add_argument(f"--{name}", type=float, metavar="NUMBER", help=f"{value} (assumed: see docs/planning.md)")
     parser.add_argument("--reserved", default="1GiB", help="of each GPU: its context, libraries, workspaces [1GiB]")
     parser.add_argument("--process", default="1GiB", help="of each node for each rank: Python and libraries [1GiB]")
     return parser.parse_intermixed_args(argv)
@@ -60,6 +72,7 @@ def _main(arguments: argparse.Namespace) -> int:
     from runner.inputs.decode import decoded
     from runner.job.prompts import Prompt
     from runner.job.requests import read_job, with_inputs
+    from runner.plan.best import told, ways
     from runner.plan.machine import Machine, Rates, parse_bytes
     from runner.plan.model import model_of
     from runner.plan.planning import planned
@@ -87,7 +100,15 @@ def _main(arguments: argparse.Namespace) -> int:
     (prompt,), _ = with_inputs(prompts, config.job, takes, None)
     call = decoded(prompt.call, torch.device("cpu"))
     workload = rehearse(model, directory, call, takes.of_prompt(prompt.text))
-    plan = planned(model, config, workload, machine, Rates())
+    stated = {name: getattr(arguments, name) for name in RATES if getattr(arguments, name) is not None}
+    if wrong := [name for name, value in stated.items() if value <= 0]:
+        raise UserError(f"--{wrong[0]} is above 0")
+    rates = Rates(**stated)
+    if arguments.best:
+        found = ways(model, workload, machine, rates, context=False, latency=arguments.latency)
+        print(told(found, latency=arguments.latency))
+        return ExitCode.DONE if found else ExitCode.FAILED
+    plan = planned(model, config, workload, machine, rates)
     print(memory_table(plan.parts, plan.needed, machine))
     print("\n" + seconds_table(plan.parts, workload, plan.rates, machine, plan.group))
     if workload.unknown:

@@ -40,8 +40,16 @@ def seconds_of(part: Part, rates: Rates, machine: Machine, group: int = 1) -> Pa
         waits["the other ranks"] = exchange
     slowest = max(waits, key=lambda name: waits[name])
     transfer = waits[slowest] / group
-    whole = max(compute, transfer)
+    whole = max(compute, transfer) if _fetches_ahead(part) else compute + transfer
     return Pass(compute, link, disk, exchange, begin / group, whole, slowest if transfer > compute else "computing")
+
+
+def _fetches_ahead(part: Part) -> bool:
+    """Whether weights come up while blocks compute."""
+    placement = part.placement
+    if part.is_offloaded:
+        return placement.window != 1
+    return placement.share is Share.replicate or placement.prefetch > 0 or not placement.reshard_after_forward
 
 
 def _transfer(
