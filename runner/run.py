@@ -36,6 +36,7 @@ from runner.parity.certificate import certify
 from runner.pipeline.adapters import recipe_of_lora
 from runner.pipeline.open import open_pipeline
 from runner.pipeline.pipeline import Pipeline
+from runner.pipeline.separate_calls import separate_calls
 from runner.progress import Progress
 from runner.report.explain import table
 from runner.report.live.line import Line
@@ -49,6 +50,7 @@ from runner.report.run_json import Ending, facts, measure, run_json
 from runner.report.summary import summary
 from runner.report.trace_files import traced
 from runner.request import Request, parse_part
+from runner.team import choose_guidance
 from runner.world import World
 
 T = TypeVar("T")
@@ -64,7 +66,7 @@ def run(config: RunConfig, world: World, verify: int = 0) -> int:
         # Before the folder is looked at, where a misspelt argument would be another recipe.
         arguments = world.agreed(lambda: arguments_of(directory.pipeline))
         prompts, call = with_inputs(prompts, config.job, arguments, world.control)
-        world = world.in_teams(config.mesh.guidance, config.mesh.context)
+        world = _in_teams(config, world, directory, len(prompts) * config.job.images_per_prompt)
         config = replace(config, job=world.agreed(lambda: settled_writing(directory.pipeline, config.job)))
         weights = agreed_identity(directory, config, world)
         adapters = world.agreed(lambda: recipe_of_lora(config.lora))
@@ -203,6 +205,16 @@ def _best_effort(what: str, make: Callable[[], T]) -> T | None:
         return None
 
 
+def _in_teams(config: RunConfig, world: World, directory: Directory, num_requests: int) -> World:
+    guidance, context = config.mesh.guidance, config.mesh.context
+    if not isinstance(guidance, int):
+        separate = separate_calls(directory.pipeline, directory.modules)
+        guidance, why = choose_guidance(world.size, context, num_requests, separate)
+        if world.rank == 0:
+            say(f"mesh.guidance=auto: {guidance}, since {why}")
+    return world.in_teams(guidance, context)
+
+
 def _note_left_out(directory: Directory, world: World) -> None:
     if directory.left_out and world.rank == 0:
         names = ", ".join(directory.left_out)
@@ -213,9 +225,10 @@ def explain(config: RunConfig, world: World) -> int:
     """Load and place as `run` would, and print what the resolver decided; nothing is generated."""
     with _watched(config, world) as watch:
         world.agreed(lambda: settle_numerics(world.device, config.execution.tf32))
-        world = world.in_teams(config.mesh.guidance, config.mesh.context)
+        directory = world.agreed(lambda: directory_of(config))
+        world = _in_teams(config, world, directory, 1)
         watch.progress.doing("load")
-        pipeline = open_pipeline(config, world, progress=watch.progress, show_bar=_shows_bar(world))
+        pipeline = open_pipeline(config, world, directory, progress=watch.progress, show_bar=_shows_bar(world))
         if world.rank == 0:
             print(table(pipeline), flush=True)
     return ExitCode.DONE

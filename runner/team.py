@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
+import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from runner.errors import UserError
@@ -19,8 +20,8 @@ class Team:
 
     Rank `place` of a team has the guidance index `place // context` and the context index `place % context`: ranks of
     one context group exchange something in every block, and so are nearest to each other. `control` is for messages
-    between the ranks (gloo, on the host); `mesh` for tensors, with the axes team, guidance, ring and ulysses. A team of
-    one rank has neither.
+    between the ranks (gloo, on the host); for tensors are `mesh`, with the axes team, guidance, ring and ulysses, and
+    `group`, of all ranks of this team in their order. A team of one rank has none of them.
     """
 
     index: int
@@ -31,6 +32,7 @@ class Team:
     context: int = 1
     control: Group = None
     mesh: DeviceMesh | None = None
+    group: Group = None
 
     @property
     def size(self) -> int:
@@ -86,7 +88,25 @@ def joined_team(rank: int, size: int, guidance: int, context: int, *, device_typ
         return team
     teams = [range(first, first + team.size) for first in range(0, size, team.size)]
     among = control if team.count == 1 else group_of(teams, PATIENCE)
-    return replace(team, control=among, mesh=team_mesh(device_type, team))
+    mesh = team_mesh(device_type, team)
+    if guidance > 1 and context > 1:
+        group, _ = dist.new_subgroups_by_enumeration([list(ranks) for ranks in teams])
+    else:
+        group = mesh.get_group("guidance" if guidance > 1 else "ulysses")
+    return replace(team, control=among, mesh=mesh, group=group)
+
+
+def choose_guidance(size: int, context: int, num_requests: int, separate: int) -> tuple[int, str]:
+    """How many ranks share out the calls of a request, for the quickest job, and why. `separate`: how many calls of a
+    step do not depend on each other, at most. Requests of their own come first: they need no exchange."""
+    units = max(size // context, 1)
+    if separate == 1:
+        return 1, "the pipeline makes one call a step"
+    idle = units // max(min(num_requests, units), 1)  # ranks for each request that is made at a time
+    number = max(n for n in range(1, min(separate, idle) + 1) if units % n == 0)
+    if number == 1:
+        return 1, f"{num_requests} requests keep {units} team(s) busy"
+    return number, f"{num_requests} request(s) for {units} ranks, and up to {separate} separate calls a step"
 
 
 def check_division(size: int, guidance: int, context: int) -> None:

@@ -45,9 +45,11 @@ def check_values(config: RunConfig, plain: dict[str, Any]) -> None:
     compiled = config.execution.compile
     if not isinstance(compiled, bool) and compiled != DYNAMIC:
         raise UserError(f"execution.compile is {compiled!r}; it must be true, false or {DYNAMIC}")
-    for name in ("guidance", "context"):
-        if (ranks := getattr(config.mesh, name)) < 1:
-            raise UserError(f"mesh.{name} is {ranks}; it must be at least 1")
+    guidance, context = config.mesh.guidance, config.mesh.context
+    if guidance != "auto" and not (isinstance(guidance, int) and guidance >= 1):
+        raise UserError(f"mesh.guidance is {guidance!r}; it must be at least 1, or auto")
+    if context < 1:
+        raise UserError(f"mesh.context is {context}; it must be at least 1")
     parse_part(job.part)
     names = [adapter_name(adapter) for adapter in config.lora.adapters]
     if twice := sorted({name for name in names if names.count(name) > 1}):

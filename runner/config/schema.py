@@ -127,7 +127,10 @@ KNOBS: Mapping[tuple[str, str], tuple[str, ...]] = {
 class MeshConfig:
     shard: int | None = _option("ranks that share one copy of a sharded component", default=None)
     replicate: int | None = _option("copies of a sharded component; shard x replicate = ranks", default=None)
-    guidance: int = _option("ranks that share out the calls of one request that do not depend on each other", default=1)
+    guidance: int | str = _option(
+        "ranks that share out the calls of one request that do not depend on each other; auto: where requests are few",
+        default=1,
+    )
     context: int = _option("ranks that share the tokens of each denoiser call; part of the recipe", default=1)
 
 

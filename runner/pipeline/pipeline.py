@@ -18,6 +18,7 @@ from runner.calls.randomness import set_global_generators
 from runner.calls.replay import Replay, Resume
 from runner.calls.steps import Steps
 from runner.calls.switches import Switch
+from runner.calls.tiles import Tiles
 from runner.calls.trial import Compared, Parity, Trial
 from runner.calls.turns import Turn
 from runner.calls.witness import Witness
@@ -76,6 +77,8 @@ class Pipeline:
         )
         self._observe_weights()
         self._block_hooks: list[Any] = []
+        team = world.team
+        self.tiles = Tiles(self.components, team, self.lockstep, world.device) if team.size > 1 else None
         self._lift: Lift | None = None
         self.group: dict[str, Any] = {}  # how many requests are made together, and why, for the report
         self.replay: Replay | None = None
@@ -261,6 +264,8 @@ class Pipeline:
             self.replay.close()
         if self._lift is not None:
             self._lift.close()
+        if self.tiles is not None:
+            self.tiles.close()
         self._boundaries.close()
         for handle in self._block_hooks:
             handle.remove()

@@ -11,6 +11,7 @@ from runner.errors import ExitCode
 from runner.job.results import Failed, Made, Settled
 from runner.numerics import flags, made_on, versions
 from runner.pipeline.pipeline import Pipeline
+from runner.report import teams
 from runner.report.memory import OwnMemory, memory_of, on_nodes
 from runner.trace.figures import where
 
@@ -82,6 +83,7 @@ def run_json(config: RunConfig, pipeline: Pipeline, ending: Ending, ranks: Seque
         "stopped": ending.stopped,
         **facts(config, pipeline),
         "group": pipeline.group,
+        "team": teams.described(pipeline),
         "parity": [asdict(parity) for parity in pipeline.parities],
         "seconds": {name: round(value, 3) for name, value in ending.seconds.items()},
         "ranks": [{name: value for name, value in rank.items() if name != "node"} for rank in ranks],

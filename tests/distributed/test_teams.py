@@ -17,6 +17,7 @@ from runner.job.results import Failed, Made
 from runner.output.folder import Folder
 from runner.output.manifest import Manifest
 from runner.pipeline.pipeline import Pipeline
+from runner.report.teams import described, lines
 from tests import tiny
 from tests.distributed.placed import joined, opened, request_of, run_prompts, stock_bits
 from tests.ranks import World, on_ranks
@@ -274,6 +275,15 @@ def test_lack_of_memory_on_one_rank_of_a_team_ends_one_request(world: World, pat
     assert [(failure.seed, failure.error) for failure in failures] == [(1, "OutOfMemoryError")]
     if world.rank == 0:
         expect_stock_pictures(pictures, path, [0, 2])
+
+
+@on_ranks(2)
+def test_the_report_says_how_the_ranks_are_laid_out(world: World, path: Path) -> None:
+    pipeline = opened(world, path, "mesh.guidance=2")
+    told = "\n".join(lines(pipeline))
+    assert "teams: 1 team(s) of 2 rank(s): guidance 2 x context 1" in told and "guidance: " not in told
+    assert "tiles: vae: every rank decodes all: its decoder keeps a cache from call to call" in told
+    assert described(pipeline)["guidance"] == 2
 
 
 @on_ranks(2)

@@ -1,11 +1,14 @@
 """Teams: which ranks form one, in what order, and which divisions of the ranks are refused."""
 
 from dataclasses import replace
+from typing import Any
 
+import diffusers
 import pytest
 
 from runner.errors import UserError
-from runner.team import Team, check_division, check_shard, place_in_team, team_mesh
+from runner.pipeline.separate_calls import separate_calls
+from runner.team import Team, check_division, check_shard, choose_guidance, place_in_team, team_mesh
 from runner.world import World
 from sharding import fake_world
 from weights.agreement import ranks_of
@@ -68,3 +71,39 @@ def test_a_sharded_copy_is_whole_teams_or_lies_within_one(shard: int, fits: str 
         return
     with pytest.raises(UserError, match=f"mesh.shard={shard} cuts through teams of 4 ranks .*mesh.shard={fits} does"):
         check_shard(12, shard, team)
+
+
+@pytest.mark.parametrize(
+    ("size", "context", "requests", "separate", "chosen"),
+    [
+        (8, 1, 100, 2, 1),  # each rank has requests of its own
+        (8, 1, 4, 2, 2),
+        (8, 1, 1, 2, 2),
+        (8, 1, 1, 3, 2),  # three do not divide eight
+        (6, 1, 2, 3, 3),
+        (8, 4, 1, 2, 2),
+        (8, 1, 1, 1, 1),  # a batch of both conditions
+        (1, 1, 1, 2, 1),
+        (8, 1, 0, 2, 2),
+    ],
+)
+def test_ranks_that_requests_leave_idle_share_out_separate_calls(
+    size: int, context: int, requests: int, separate: int, chosen: int
+) -> None:
+    number, why = choose_guidance(size, context, requests, separate)
+    assert number == chosen and why
+    check_division(size, number, context)
+
+
+@pytest.mark.parametrize(
+    ("cls", "calls"),
+    [
+        (diffusers.QwenImagePipeline, 2),
+        (diffusers.WanPipeline, 2),  # by a local name
+        (diffusers.LTX2Pipeline, 3),
+        (diffusers.SanaPipeline, 1),
+        (diffusers.PixArtSigmaPipeline, 1),
+    ],
+)
+def test_separate_calls_are_seen_in_the_source(cls: Any, calls: int) -> None:
+    assert min(separate_calls(cls, ["transformer", "transformer_2", "vae"]), 3) == calls
