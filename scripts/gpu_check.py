@@ -45,17 +45,28 @@ def steps(num_devices: int) -> list[Step]:
     pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     torchrun = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     families = "flux or wan or pixart"
+    output = f"outputs/gpu-check-{time.strftime('%Y%m%d-%H%M%S')}"
     found = [
         Step("tests marked gpu", [*pytest, "-m", "gpu", "tests"], 120),
         Step("resident, bitwise", [*pytest, "tests/distributed/test_generate.py", "-k", "every_family and 1"], 180),
         Step("sharded, bitwise", [*pytest, "tests/distributed/test_sharded.py", "-k", families], 180),
         Step("offloaded, bitwise", [*pytest, "tests/distributed/test_offloaded.py", "-k", families], 180),
-        Step("pictures", [*torchrun, "scripts/generate.py", "job.output=outputs/gpu-check"], 120),
+        Step("groups, bitwise", [*pytest, "tests/distributed/test_groups.py", "-k", "flux", "-m", "not slow"], 120),
+        Step(
+            "pictures, verified",
+            [*torchrun, "scripts/generate.py", "--verify", "2", "job.profile=true", f"job.output={output}"],
+            120,
+        ),
+        Step("where the time went", [python, "scripts/trace.py", output], 30),
         Step("overhead", [python, "scripts/bench_overhead.py", "--device", _device(), "--calls", "30"], 120),
         Step("LoRA", [*torchrun, "scripts/bench_lora.py", "resident", "--rounds", "1"], 180),
     ]
     if ranks > 1:
-        found.append(Step("modes", [*torchrun, "scripts/bench_sharding.py", "--part", "modes", "--rounds", "0.3"], 180))
+        on_ranks = ["tests/distributed/test_teams.py", "tests/distributed/test_one_by_one.py", "-m", "not slow"]
+        found += [
+            Step("teams, and one by one", [*pytest, *on_ranks], 120),
+            Step("modes", [*torchrun, "scripts/bench_sharding.py", "--part", "modes", "--rounds", "0.3"], 180),
+        ]
     return found
 
 
