@@ -61,6 +61,8 @@ BENCHES = (
           "--rounds 3",
           4, "the reader is slowed, not the disk; a small model"),
     Bench("compile", "Compiled blocks", "python scripts/bench_compile.py", 1.5, "inductor on a CPU; a small model"),
+    Bench("context", "Tokens shared out by two ranks", f"{_RANKS} scripts/bench_team.py --part context", 1,
+          "exchanges over shared memory; small models of 1,024 tokens"),
     Bench("replay", "What a call log costs", "python scripts/bench_replay.py", 1.5, "a sleep stands for the compute"),
 )  # fmt: skip
 

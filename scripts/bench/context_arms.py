@@ -5,19 +5,22 @@ is the exchange of tokens and heads in each attention, and what each rank does b
 modulation).
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import diffusers
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from bench.cases import Case, flux_config
 from bench.paired import Arm, measure, report
+from bench.ratios import note
 from runner.components.context import Context
 from runner.world import World
 
-AIM = {2: 0.62}  # of a call, by the ranks
+AIM = {2: 0.62}  # of a call's time, by the ranks
 _FLUX = Case(
     "flux",
     heads=6,
@@ -33,22 +36,37 @@ _FLUX = Case(
 
 
 def run(world: World, scale: float) -> dict[str, Any]:
-    """Collective. Of a world whose ranks are one team's context."""
+    """All ranks are one team. Collective."""
+    world = world.in_teams(1, world.size)
     mesh = world.team.context_mesh
-    assert mesh is not None
+    if mesh is None:
+        raise SystemExit("--part context takes two ranks or more")
     figures: dict[str, Any] = {}
     for name, build in {"flux, 1,024 + 64 tokens": _flux, "wan, 1,024 tokens": _wan}.items():
         module, inputs = build(world.device)
         context = Context(module, mesh)
-        times = measure(_arms(context, lambda module=module, inputs=inputs: module(**inputs)[0]), _rounds(scale), world)
+        arms = _arms(context, functools.partial(_called, module, inputs))
+        left = world.gather(_operations(arms["shared"]) / _operations(arms["whole"]))
+        title = f"context={context.size}, {name}"
         if world.rank == 0:
-            print(f"\ncontext={context.size}, {name}", flush=True)
+            operations = ", ".join(f"{one:.3f}" for one in left)
+            print(f"\n{title}: of the operations of a whole call, each rank is left with {operations}", flush=True)
+            note(f"{title}: operations a rank", [max(left)])
+        aims = {"shared / whole": AIM[context.size]} if context.size in AIM else {}
         ratios = {"shared / whole": ("shared", "whole"), "again / whole (noise)": ("again", "whole")}
-        figures[name] = report(times, ratios, world)
-        if world.rank == 0 and context.size in AIM:
-            found, aim = times.quiet_ratio("shared", "whole"), AIM[context.size]
-            print(f"  aim: shared / whole <= {aim} of the processor's time: {'held' if found <= aim else 'MISSED'}")
+        figures[name] = report(measure(arms, _rounds(scale), world), ratios, world, title, aims)
+        figures[name]["operations"] = left
     return figures
+
+
+def _called(module: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+    return module(**inputs)[0]
+
+
+def _operations(arm: Arm) -> int:
+    with FlopCounterMode(display=False) as counter:
+        arm()
+    return counter.get_total_flops()
 
 
 def _rounds(scale: float) -> int:
@@ -57,11 +75,11 @@ def _rounds(scale: float) -> int:
 
 def _arms(context: Context, call: Callable[[], torch.Tensor]) -> dict[str, Arm]:
     def whole() -> torch.Tensor:
-        with torch.inference_mode(), context.whole():
+        with torch.no_grad(), context.whole():
             return call()
 
     def shared() -> torch.Tensor:
-        with torch.inference_mode():
+        with torch.no_grad():
             return call()
 
     differs = float((shared() - whole()).norm() / whole().norm())

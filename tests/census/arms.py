@@ -51,7 +51,7 @@ def make_case(world: TestWorld, name: str) -> None:
     if not (folder / "model" / "model_index.json").exists():
         return
     if world.rank == 0:
-        _recorded(folder, "stock", lambda: np.savez(folder / "stock.npz", **_stock(case, folder)))
+        _recorded(folder, "stock", lambda: np.savez(folder / "stock.npz", **stock_output(case, folder)))
         _recorded(folder, "resident", lambda: _run("resident", case, folder, alone))
     else:
         _recorded(folder, "disk", lambda: _run("disk", case, folder, alone))
@@ -111,7 +111,7 @@ def write_case(case: Case, folder: Path) -> None:
     os.rename(folder / "draft", folder / "model")
 
 
-def _stock(case: Case, folder: Path) -> dict[str, np.ndarray]:
+def stock_output(case: Case, folder: Path) -> dict[str, np.ndarray]:
     """What stock diffusers makes of the same directory and files: the numbers of each field of its output, in a row."""
     pipeline = load_stock(folder / "model", getattr(torch, case.dtype))
     case.prepare(pipeline)

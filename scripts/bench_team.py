@@ -1,0 +1,52 @@
+"""What ranks that make one request together save, against each of them making it alone, in one interleaved run.
+
+  OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 scripts/bench_team.py [--part context]
+
+Parts:
+  context       a call of Flux and of Wan, of 1,024 tokens of the picture, whose tokens the ranks share out; and how
+                many floating-point operations each rank is left with, which no other program disturbs
+
+Every rank computes in both arms, so that the cores are as busy in both. Outputs are compared before anything is timed.
+Each round runs every arm once, in random order; ratios are paired within a round. Below 1 the left one is faster. Leave
+a core for each rank free: ranks wait for one another, so that whatever else runs slows down all of them; on a busy
+machine believe the processor's time, and of that the `quiet` ratio.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from bench import context_arms
+
+from runner.world import joined_world
+
+PARTS = {"context": context_arms.run}
+
+
+def main() -> None:
+    options = _parse()
+    diffusers.utils.logging.set_verbosity_error()
+    figures: dict[str, Any] = {}
+    with joined_world() as world:
+        for part in options.part or PARTS:
+            figures[part] = PARTS[part](world, options.rounds)
+        if world.rank == 0 and options.json:
+            options.json.write_text(json.dumps(figures, indent=1, default=asdict) + "\n")
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=PARTS, action="append", help="one part, or several (default: all)")
+    parser.add_argument("--rounds", type=float, default=1.0, metavar="X", help="times the usual rounds (default: 1)")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there too")
+    options = parser.parse_args()
+    if options.rounds <= 0:
+        parser.error(f"--rounds={options.rounds}; it multiplies the rounds, so it is more than 0")
+    return options
+
+
+if __name__ == "__main__":
+    main()
