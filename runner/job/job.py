@@ -18,6 +18,7 @@ from runner.calls.finite import NotFinite, require_finite
 from runner.calls.lockstep import PeerLeft, TornApart
 from runner.calls.meter import Meter
 from runner.calls.replay import StoppedInside
+from runner.calls.round import ResultsDiffer
 from runner.config import JobConfig
 from runner.errors import JobFault
 from runner.health.fault import is_device_failure, is_disk
@@ -291,11 +292,13 @@ def _result(
     except StoppedInside as stop:
         return None if task.is_filler else Stopped(request, stop.calls)
     except PeerLeft as error:
-        # Alone, a request has only its own repetitions beside it: out of step with itself, it cannot be made.
         if task.is_filler:
             return None
-        failure = _failure(request, pipeline.progress.at, pipeline, error)
-        return Failed(request, failure) if task.is_alone else Repeat(request, error)
+        # Alone, a request has only its own repetitions beside it: out of step with itself, it cannot be made. Where a
+        # call gave another result than the first of its kind, it can: no rank makes it for another any more.
+        if not task.is_alone or isinstance(error, ResultsDiffer):
+            return Repeat(request, error)
+        return Failed(request, _failure(request, pipeline.progress.at, pipeline, error))
     except Exception as error:
         # Whatever a model raises for one request is recorded with its place, and must not cost the others.
         if ends_the_job(error, is_alone=not pipeline.exchanges_inside):

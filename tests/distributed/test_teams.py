@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from runner.calls.round import ResultsDiffer
 from runner.errors import UserError
 from runner.job.prompts import Prompt
 from runner.job.results import Failed, Made
+from runner.output.call_log import count_records
 from runner.output.folder import Folder
 from runner.output.manifest import Manifest
 from runner.pipeline.pipeline import Pipeline
@@ -97,15 +99,18 @@ def test_teams_and_sharded_copies_keep_in_step(world: World, path: Path, overrid
 
 
 @contextmanager
-def failing(pipeline: Pipeline, rank: int, seed: int, error: Exception) -> Iterator[None]:
+def failing(pipeline: Pipeline, rank: int, seed: int, error: Exception, times: int = 1000) -> Iterator[None]:
     """Between two calls of the denoiser, on one rank alone, in the request of this seed."""
+    left = [times]
     owner = type(pipeline.stock.scheduler)
     plain = owner.step
 
     @functools.wraps(plain)
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         request = pipeline.progress.request
-        if pipeline.world.rank == rank and request is not None and request.seed == seed and self.step_index:
+        is_now = pipeline.world.rank == rank and request is not None and request.seed == seed and self.step_index
+        if is_now and left[0]:
+            left[0] -= 1
             raise error
         return plain(self, *args, **kwargs)
 
@@ -239,6 +244,19 @@ def test_ranks_that_made_different_pixels_give_an_error_and_no_picture(world: Wo
         expect_recorded(world.tmp_path / "out", 0, 1)
 
 
+@on_ranks(2)
+def test_a_request_whose_results_were_not_as_learned_is_made_again(world: World, path: Path) -> None:
+    pipeline = opened(world, path, "mesh.guidance=2")
+    with failing(pipeline, 0, 1, ResultsDiffer("of another kind"), times=1), failing(
+        pipeline, 1, 1, ResultsDiffer("of another kind"), times=1
+    ):  # fmt: skip
+        settled, pictures = run_prompts(world, pipeline, world.tmp_path / "out", prompts_of(3))
+    assert [type(result) for result in settled] == [Made] * 3
+    if world.rank == 0:
+        expect_stock_pictures(pictures, path, [0, 1, 2])
+        expect_recorded(world.tmp_path / "out", 3, 0)
+
+
 @pytest.mark.slow
 @on_ranks(4)
 def test_a_team_that_differs_costs_the_team_in_step_nothing(world: World, path: Path) -> None:
@@ -275,6 +293,23 @@ def test_lack_of_memory_on_one_rank_of_a_team_ends_one_request(world: World, pat
     assert [(failure.seed, failure.error) for failure in failures] == [(1, "OutOfMemoryError")]
     if world.rank == 0:
         expect_stock_pictures(pictures, path, [0, 2])
+
+
+@on_ranks(2)
+def test_a_team_goes_on_inside_a_request_from_its_first_ranks_log(world: World, path: Path) -> None:
+    pipeline = opened(world, path, "mesh.guidance=2")
+    output = world.tmp_path / "out"
+    with failing(pipeline, 1, 0, ValueError("a hiccup")):
+        settled, _ = run_prompts(world, pipeline, output, prompts_of(1), resume_inside=True)
+    assert isinstance(settled[0], Failed)
+    (log,) = Folder(output).calls.glob("*.log")
+    kept = pipeline.world.gather(count_records(log))
+    assert kept[0] == kept[1] >= 1
+    settled, pictures = run_prompts(world, pipeline, output, prompts_of(1), resume_inside=True)
+    assert isinstance(settled[0], Made) and pipeline.replay is not None
+    assert pipeline.world.gather(pipeline.replay.kept.calls_replayed) == [kept[0], 0], "the first rank counts"
+    if world.rank == 0:
+        expect_stock_pictures(pictures, path, [0])
 
 
 @on_ranks(2)
