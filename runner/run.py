@@ -13,7 +13,7 @@ import diffusers
 import transformers
 
 from runner.components.context_fit import unproven
-from runner.components.directory import Directory, directory_of
+from runner.components.directory import Directory, check_placements, directory_of
 from runner.components.identity import agreed_identity
 from runner.config import JobConfig, RunConfig
 from runner.errors import ExitCode, UserError
@@ -37,6 +37,7 @@ from runner.pipeline.adapters import recipe_of_lora
 from runner.pipeline.open import open_pipeline
 from runner.pipeline.pipeline import Pipeline
 from runner.pipeline.separate_calls import separate_calls
+from runner.plan.check import check_fits
 from runner.progress import Progress
 from runner.report.explain import table
 from runner.report.live.line import Line
@@ -68,6 +69,8 @@ def run(config: RunConfig, world: World, verify: int = 0) -> int:
         prompts, call = with_inputs(prompts, config.job, arguments, world.control)
         world = _in_teams(config, world, directory, len(prompts) * config.job.images_per_prompt)
         config = replace(config, job=world.agreed(lambda: settled_writing(directory.pipeline, config.job)))
+        world.agreed(lambda: check_placements(directory, config))
+        check_fits(config, directory, world)
         weights = agreed_identity(directory, config, world)
         adapters = world.agreed(lambda: recipe_of_lora(config.lora))
         with taken(config.job, recipe_of(config, weights, call) | adapters, world) as folder:
@@ -227,6 +230,8 @@ def explain(config: RunConfig, world: World) -> int:
         world.agreed(lambda: settle_numerics(world.device, config.execution.tf32))
         directory = world.agreed(lambda: directory_of(config))
         world = _in_teams(config, world, directory, 1)
+        world.agreed(lambda: check_placements(directory, config))
+        check_fits(config, directory, world)
         watch.progress.doing("load")
         pipeline = open_pipeline(config, world, directory, progress=watch.progress, show_bar=_shows_bar(world))
         if world.rank == 0:

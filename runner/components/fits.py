@@ -30,7 +30,7 @@ def require_room_for_slices(num_bytes: int, on_node: int, device: torch.device, 
 
 
 def _require_on_device(num_bytes: int, device: torch.device, what: str, fix: str) -> None:
-    free = _free_on(device)
+    free = free_on(device)
     if free is not None and num_bytes > free:
         raise NoRoom(
             f"{what} needs {num_bytes / 2**30:.2f} GiB of {device}, which has {free / 2**30:.2f} GiB left: {fix}"
@@ -44,7 +44,7 @@ def _bytes_from_disk(module: nn.Module) -> int:
     return outside + 2 * max(sizes.values(), default=0)
 
 
-def _free_on(device: torch.device) -> int | None:
+def free_on(device: torch.device) -> int | None:
     """What the device has, and what its allocator keeps of it for the next who asks; None where torch cannot tell."""
     try:
         free, _ = torch.accelerator.get_memory_info(device)

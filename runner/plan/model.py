@@ -1,12 +1,12 @@
 """A model as far as planning goes: the sizes of its components, and what each of them cannot do."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from runner.components.changing import set_on
-from runner.components.component import in_order
+from runner.components.component import Component, in_order
 from runner.components.directory import Directory
 from runner.components.load import empty, placement_of
 from runner.components.quantised import only_whole
@@ -43,18 +43,26 @@ def model_of(directory: Directory, config: RunConfig) -> Model:
     }
     for name, source in sources.items():
         set_on(modules[name], source.changes)
-    components = in_order(modules, directory.pipeline.model_cpu_offload_seq)
+    components = in_order(modules, getattr(directory.pipeline, "model_cpu_offload_seq", None))
     absent = [name for name, source in sources.items() if source.absent is not None]
     quantised = {name: why for name, source in sources.items() if (why := only_whole(source.folder / "config.json"))}
     notes = [f"sized from configurations alone: {', '.join(absent)}"] if absent else []
-    notes += [f"{name}: sized as if it were not quantised ({why})" for name, why in quantised.items()]
+    notes += [f"{name}: sized as it is stored ({why})" for name, why in quantised.items()]
     return Model(
-        tuple(sizes_of(component, _stored(sources[component.name])) for component in components),
+        tuple(
+            _sizes(component, _stored(sources[component.name]), component.name in quantised) for component in components
+        ),
         frozenset(quantised),
         frozenset(name for name, source in sources.items() if not _reads_as_stored(source, modules[name])),
         modules,
         tuple(notes),
     )
+
+
+def _sizes(component: Component, stored: int, is_quantised: bool) -> Sizes:
+    """What is quantised takes on the device what it takes in its files."""
+    sizes = sizes_of(component, stored)
+    return replace(sizes, resident=sizes.stored) if is_quantised else sizes
 
 
 def _stored(source: Source) -> int:
