@@ -3,7 +3,7 @@
 import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -15,7 +15,7 @@ import transformers
 from runner.components.context_fit import unproven
 from runner.components.directory import Directory, check_placements, directory_of
 from runner.components.identity import agreed_identity
-from runner.config import JobConfig, RunConfig
+from runner.config import OPS, JobConfig, RunConfig
 from runner.errors import ExitCode, UserError
 from runner.health.last_line import LastLine
 from runner.health.stderr import say
@@ -122,8 +122,9 @@ def _run_in_folder(
         if world.rank == 0:
             settle_recipe(folder)
         _prove(pipeline, (left or requests if verify else left)[:1], is_asked=verify > 0)
+        pipeline.recorder.forget()
         loaded = perf_counter()
-        with traced(pipeline, folder.files, world) if config.job.profile else nullcontext():
+        with _traced(pipeline, config.job, folder, world):
             made = run_job(left, pipeline, config.job, world, folder=folder, watch=watch)
     progress.doing("report")
     everything = sorted([*settled, *made], key=lambda result: result.request.number)
@@ -237,6 +238,12 @@ def explain(config: RunConfig, world: World) -> int:
         if world.rank == 0:
             print(table(pipeline), flush=True)
     return ExitCode.DONE
+
+
+def _traced(pipeline: Pipeline, job: JobConfig, folder: JobFolder, world: World) -> AbstractContextManager[None]:
+    if not job.profile:
+        return nullcontext()
+    return traced(pipeline, folder.files, world, with_ops=job.profile == OPS)
 
 
 def _prove(pipeline: Pipeline, requests: Sequence[Request], *, is_asked: bool) -> None:

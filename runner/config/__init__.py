@@ -5,6 +5,7 @@ from runner.config.load import load_config, to_dict, to_yaml
 from runner.config.schema import (
     DYNAMIC,
     KNOBS,
+    OPS,
     AdapterConfig,
     Audio,
     ComponentConfig,
@@ -29,6 +30,7 @@ from runner.config.schema import (
 __all__ = [
     "DYNAMIC",
     "KNOBS",
+    "OPS",
     "AdapterConfig",
     "Audio",
     "ComponentConfig",

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from runner.config.schema import DYNAMIC, PlacementConfig, RunConfig, adapter_name
+from runner.config.schema import DYNAMIC, OPS, PlacementConfig, RunConfig, adapter_name
 from runner.errors import UserError
 from runner.reading.schema import is_text, leaves
 from runner.reading.values import check_seeds, check_value, shown
@@ -42,6 +42,8 @@ def check_values(config: RunConfig, plain: dict[str, Any]) -> None:
             raise UserError(f"job.{name} is {seconds}; it must be {least}, and at most {LONGEST:,}")
     if not isinstance(job.resume_inside, bool) and job.resume_inside != "auto":
         raise UserError(f"job.resume_inside is {job.resume_inside!r}; it must be true, false or auto")
+    if not isinstance(job.profile, bool) and job.profile != OPS:
+        raise UserError(f"job.profile is {job.profile!r}; it must be true, false or {OPS}")
     compiled = config.execution.compile
     if not isinstance(compiled, bool) and compiled != DYNAMIC:
         raise UserError(f"execution.compile is {compiled!r}; it must be true, false or {DYNAMIC}")

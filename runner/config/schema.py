@@ -110,6 +110,7 @@ class PlacementConfig:
 
 
 DYNAMIC = "dynamic"
+OPS = "ops"  # job.profile: with what torch's profiler sees
 OF_A_COMPONENT = {"components": ComponentConfig, "placement": PlacementConfig}
 OWN_KEYS = tuple(ComponentConfig.__dataclass_fields__)  # what is not among them is a scheduler's setting
 # The options that a placement has besides share and rest.
@@ -207,7 +208,10 @@ class JobConfig:
     lock: bool = _option("hold the output folder against a second job", default=True)
     lock_wait_seconds: float = _option("how long to wait for a folder that is held, before refusing", default=0.0)
     report: bool = _option("write report.html, and a small picture of each result for it", default=True)
-    profile: bool = _option("write a Chrome trace for each rank under <output>/profile", default=False)
+    profile: bool | str = _option(
+        "write traces under <output>/profile: true, false, or ops (with each operator and kernel, for a short job)",
+        default=False,
+    )
 
 
 @dataclass

@@ -191,6 +191,12 @@ class Recorder:
             self.details.keep(kept)
             self._found = []
 
+    def forget(self) -> None:
+        """What was told so far: of calls that only tried something out. Waits for the device: between requests."""
+        self.settle()
+        self._sums.clear()
+        self.steps.clear()
+
     @property
     def sums(self) -> dict[Kind, Sum]:
         """Of all that could be told without waiting."""

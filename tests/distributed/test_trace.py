@@ -96,19 +96,17 @@ def expect_nested(events: list[dict[str, Any]]) -> None:
 
 
 def test_the_times_of_a_rank_add_up_to_those_of_the_job(job: Path) -> None:
-    report = json.loads((job / "run.json").read_text())
-    for rank, figures in enumerate(report["ranks"]):
+    for rank, figures in enumerate(json.loads((job / "run.json").read_text())["ranks"]):
         told = figures["time"]
-        assert told["seconds"] == pytest.approx(report["seconds"]["generate"], rel=0.2)
         names = ("compute", "exposed_wait", "exchange")
         parts = sum(one[name] for one in told["components"] for name in names)
         rest = sum(told[name] for name in ("glue", "meet", "write"))
         assert parts > 0 and rest > 0
         assert parts + rest + told["other"] == pytest.approx(told["seconds"], rel=0.02)
-        # The waves are what the job does: between them are a few records.
+        # The waves are what the job does: between them are a few records, on a disk that others use too.
         intervals = read_ranks(Folder(job))[rank]
         waves = max(one.end for one in intervals) - min(one.begin for one in intervals)
-        assert parts + rest == pytest.approx(waves, rel=0.15)
+        assert 0.8 * waves - 0.5 < parts + rest <= 1.01 * waves < told["seconds"]
 
 
 def test_run_json_tells_warm_up_and_steady_steps_apart(job: Path) -> None:
@@ -260,3 +258,17 @@ def test_what_is_always_recorded_takes_microseconds_a_block(world: World, path: 
     recorder.settle()
     each = (time.thread_time() - began) / (calls * blocks)
     assert each < 50e-6, each
+
+
+def test_with_ops_a_ranks_trace_has_torchs_operators_inside_the_blocks(tmp_path: Path) -> None:
+    recipe = ["job.prompt=a rocket", "job.images_per_prompt=1", "job.call.num_inference_steps=2", "job.profile=ops"]
+    result = generate(1, *recipe, f"job.output={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    events = json.loads(Folder(tmp_path).trace(0).read_text())["traceEvents"]
+    ranges = [event for event in events if event["ph"] == "X"]
+    blocks = [event for event in ranges if event["pid"] == 0 and event["name"] == "transformer_blocks.0"]
+    products = [event for event in ranges if event["pid"] >= 1000 and event["name"] == "aten::addmm"]
+    assert len(blocks) == 2 and len(products) > 10
+    for block in blocks:
+        inside = [p for p in products if block["ts"] <= p["ts"] and p["ts"] + p["dur"] <= block["ts"] + block["dur"]]
+        assert len(inside) >= 5, "projections of the block: the clocks of both agree"

@@ -132,3 +132,11 @@ def test_every_key_has_a_line_of_help() -> None:
     described = {key: text for key, _, text in describe()}
     assert all(described.values())
     assert {"model.path", "placement.<component>.share", "job.call.<argument>", "mesh.shard"} <= set(described)
+
+
+def test_a_trace_is_asked_for_with_or_without_operators() -> None:
+    assert [load_config(None, [f"job.profile={word}"]).job.profile for word in ("true", "false", "ops")] == [
+        True, False, "ops",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"job\.profile is 'kernels'; it must be true, false or ops"):
+        load_config(None, ["job.profile=kernels"])
