@@ -7,18 +7,24 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from runner.calls.lockstep import TornApart
 from runner.components.resolver import ExecutionMode
 from runner.config import load_config
 from runner.errors import UserError
+from runner.job.results import Failed
 from runner.pipeline.pipeline import Pipeline
 from runner.run import run
 from tests import tiny
 from tests.census.arms import write_case
 from tests.census.cases import CASES
-from tests.distributed.placed import call, call_together, joined, opened, request_of, stock_bits
+from tests.distributed.placed import call, call_together, joined, opened, request_of, run_prompts, stock_bits
 from tests.distributed.test_context_forwards import assert_alike, difference
+from tests.distributed.test_teams import failing, prompts_of
 from tests.lora.lora_files import save_adapter
 from tests.ranks import World, on_ranks
+from tests.resuming import Bench
+from tests.resuming import request_of as resumed_request_of
+from tests.resuming import stock_bits as resumed_stock_bits
 
 FAMILIES = ("flux", "qwenimage", "wan")
 PLACED = {
@@ -152,3 +158,57 @@ def test_a_call_made_both_ways(world: World, wan22: Path) -> None:
     assert not parity.holds and 1e-6 < parity.difference < 1e-2
     expect_the_picture(pipeline, "wan22", wan22, 0)
     pipeline.close()
+
+
+@pytest.mark.parametrize("group", [1, 3])
+@pytest.mark.parametrize("culprit", [0, 1])
+@pytest.mark.parametrize("family", ["qwenimage"])
+@on_ranks(2)
+def test_a_failure_between_calls_on_one_rank_is_its_requests(
+    world: World, family: str, path: Path, culprit: int, group: int
+) -> None:
+    pipeline = opened(world, path, "mesh.context=2")
+    with failing(pipeline, culprit, 1, ValueError("a hiccup")):
+        settled, pictures = run_prompts(world, pipeline, world.tmp_path / "out", prompts_of(3), group=group)
+    failures = [result.failure for result in settled if isinstance(result, Failed)]
+    assert [(failure.seed, failure.error, failure.message) for failure in failures] == [(1, "ValueError", "a hiccup")]
+    if world.rank == 0:
+        assert sorted(seed for _, seed in pictures) == [0, 2]
+        for (_, seed), made in pictures.items():
+            assert difference(stock_bits(family, path, seed), torch.as_tensor(made)) <= 1e-5
+    pipeline.close()
+
+
+@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize("family", ["wan"])
+@on_ranks(2)
+def test_a_failure_inside_a_call_ends_the_job(world: World, family: str, path: Path, group: int) -> None:
+    """The other ranks are in the middle of an exchange, and cannot be met. Here it is the last block, past them all."""
+    pipeline = opened(world, path, "mesh.context=2")
+    broken = pipeline.stock.transformer.blocks[-1].register_forward_hook(_raise)
+    with pytest.raises(TornApart, match=r"a hiccup \(inside the sharded denoise/transformer.forward"):
+        if group == 1:
+            pipeline(request_of(family, 0))
+        else:
+            call_together(pipeline, [request_of(family, index) for index in range(group)])
+    broken.remove()
+    expect_the_picture(pipeline, family, path, 0)
+    pipeline.close()
+
+
+def _raise(*_: object) -> None:
+    raise ValueError("a hiccup")
+
+
+@pytest.mark.parametrize("family", ["flux"])
+@on_ranks(2)
+def test_a_log_of_calls_goes_on(world: World, family: str, path: Path) -> None:
+    """Whatever is replayed, the picture has the same bits; the ranks exchange nothing for those calls."""
+    folder = world.tmp_path / f"rank{world.rank}"
+    folder.mkdir()
+    bench = Bench(opened(world, path, "mesh.context=2"), folder)
+    whole, calls = bench.make(resumed_request_of(family, 1), "whole")
+    assert difference(resumed_stock_bits(family, path, 1), whole) <= 1e-5 and calls == 4
+    for killed_at in (0, 2, 4):
+        made, computed = bench.make(resumed_request_of(family, 1), bench.cut("whole", killed_at, torn=50))
+        assert torch.equal(made, whole) and computed == calls - killed_at
