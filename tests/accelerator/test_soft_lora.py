@@ -12,8 +12,8 @@ from lora import arithmetic
 from runner.job.prompts import read_prompts
 from runner.job.results import Made
 from runner.request import Request
-from tests.distributed.placed import opened, run_prompts
-from tests.distributed.test_lora import CHOICES, INK, _prompts, _stock
+from tests.distributed.placed import new_stock_of, opened, run_prompts
+from tests.distributed.test_lora import CHOICES, INK, _made_by, _prompts
 from tests.ranks import World, on_ranks
 
 PLACEMENTS: dict[str, list[str]] = {
@@ -37,7 +37,7 @@ def test_prompts_choose_adapters_in_each_placement(world: World, emoji: Path, mo
     assert all(isinstance(result, Made) for result in results) and len(results) == len(CHOICES)
     for seed in range(world.rank, len(CHOICES), world.size):
         lora = CHOICES[seed]
-        expected = _stock(emoji, mode, {"ink": 1.0} if lora is None else lora, seed)
+        expected = _made_by(new_stock_of(emoji), mode, {"ink": 1.0} if lora is None else lora, seed)
         assert np.array_equal(pictures["a cat", seed], expected), (seed, lora)
 
 
