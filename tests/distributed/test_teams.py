@@ -1,6 +1,7 @@
 """Ranks that make one request together: one picture with the stock bits, one record, one failure."""
 
 import functools
+import json
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from runner.output.manifest import Manifest
 from runner.pipeline.pipeline import Pipeline
 from runner.report.teams import described, lines
 from tests import tiny
+from tests.distributed.chaos import Job
+from tests.distributed.chaos import lines as lines_of
 from tests.distributed.placed import joined, opened, request_of, run_prompts, stock_bits
 from tests.ranks import World, on_ranks
 
@@ -293,6 +296,32 @@ def test_lack_of_memory_on_one_rank_of_a_team_ends_one_request(world: World, pat
     assert [(failure.seed, failure.error) for failure in failures] == [(1, "OutOfMemoryError")]
     if world.rank == 0:
         expect_stock_pictures(pictures, path, [0, 2])
+
+
+@pytest.mark.slow
+def test_a_killed_rank_of_a_team_ends_the_job_and_the_next_run_makes_the_rest(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    words = ["mesh.guidance=2", "job.prompt=a rocket", "job.images_per_prompt=12", "job.call.num_inference_steps=8"]
+    job = Job(output, words, num_ranks=2)
+    try:
+        assert job.wait_for(lambda: len(lines_of(output / "manifest.jsonl")) >= 2 and len(job.workers()) == 2), job.log
+        job.workers()[1].kill()
+        job.gone_after(60)
+    finally:
+        job.kill()
+    assert json.loads((output / "run.json").read_text())["state"] == "fault"
+    before = lines_of(output / "manifest.jsonl")
+    assert 2 <= len(before) < 12
+    job = Job(output, words, num_ranks=2)
+    try:
+        job.gone_after(300)
+    finally:
+        job.kill()
+    told = json.loads((output / "run.json").read_text())
+    assert (told["state"], told["finished_before"]) == ("done", len(before)), job.log.read_text()[-2000:]
+    made = [json.loads(line) for line in lines_of(output / "manifest.jsonl")]
+    assert sorted(line["seed"] for line in made) == list(range(12)) and {line["rank"] for line in made} == {0}
+    assert told["team"]["teams"] == 1
 
 
 @on_ranks(2)
