@@ -19,6 +19,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 import sharding
+from runner.calls.grace import Grace
 from runner.calls.lockstep import Lockstep, PeerLeft, left
 from runner.calls.meter import Meter
 from runner.calls.moving import MovingBlock, moving_blocks
@@ -80,6 +81,9 @@ class Lift:
 
     def at_call(self, turn: Turn, stage: str, component: str, where: str) -> None:
         """A call of the component is about to begin; returns when it may."""
+        self._grace.calls(turn, stage)
+        if not self._grace.allows(turn, [one for one in self._turns if one.has_begun and not one.is_over]):
+            raise StoppedInside
         turn.place, turn.where = Place(STAGES.index(stage), self._order[component]), where
         turn.stands = self._lockstep.stands()
         if turn.place != self._place or turn.place.component in self._shared:
@@ -111,18 +115,18 @@ class Lift:
         bodies: Sequence[Callable[[], Any]],
         ended: Callable[[Turn], None],
         switch: Switch,
-        is_stopping: Callable[[], bool],
+        grace: Grace,
         meter: Meter | None = None,
     ) -> None:
         """Run the bodies as turns to their ends, each told of at once by `ended`, while the others wait.
 
-        Turns that have not begun to denoise when the job `is_stopping` raise StoppedInside; those whose request failed
-        on another rank raise PeerLeft. What `ended` raises, and what no request may raise (Ctrl-C), ends the group. A
+        Turns that the job's end leaves no time for (`grace`) raise StoppedInside; those whose request failed on another
+        rank raise PeerLeft. What `ended` raises, and what no request may raise (Ctrl-C), ends the group. A
         `meter` measures the passes, which then go without prefetching what is gathered.
         """
         self._turns = [Turn(index, body, self) for index, body in enumerate(bodies)]
         self._settled.clear()
-        self._switch, self._ended, self._is_stopping = switch, ended, is_stopping
+        self._switch, self._ended, self._grace = switch, ended, grace
         self._place, self._meter = START, meter
         try:
             while True:
@@ -225,13 +229,14 @@ class Lift:
             raise turn.error
         turn.ended_as = left(turn.error) if turn.error and not isinstance(turn.error, PeerLeft) else "the end"
         self._ended(turn)
+        self._grace.over(turn)
         turn.result = turn.error = None  # pixels, and the frames of a traceback
 
     def _give_back(self) -> None:
-        if self._is_stopping():
+        if self._grace.left() is not None:
             for turn in self._turns:
                 if not (turn.is_over or turn.has_begun or self._shares_its_call(turn)):
-                    self._throw(turn, StoppedInside(0))
+                    self._throw(turn, StoppedInside())
 
     def _shares_its_call(self, turn: Turn) -> bool:
         """Whether other ranks are inside the same call, and need this one there."""

@@ -24,7 +24,7 @@ from runner.calls.randomness import generator_states, set_generators
 from runner.calls.recorded import NotKept, fingerprint, pack, unpack
 from runner.calls.stateful import state_of, what_changed, why_stateful
 from runner.calls.steps import Steps
-from runner.calls.turns import seconds_paused
+from runner.calls.turns import seconds_paused, this_turn
 from runner.components.component import Component
 from runner.components.resolver import enter
 from runner.health.stderr import say
@@ -40,11 +40,12 @@ CALLS_A_STEP = 2  # expected where nothing is known yet: one with the prompt, on
 
 
 class StoppedInside(Exception):
-    """The job was asked to stop, and the request cannot finish in time. Its log, with so many calls, is kept."""
+    """The job was asked to stop, and the request cannot finish in time. Its log, where it has one, is kept."""
 
-    def __init__(self, calls: int) -> None:
-        super().__init__(f"stopped after {calls} calls, which its log keeps")
-        self.calls = calls
+    calls = 0  # that its log keeps
+
+    def __str__(self) -> str:
+        return f"stopped after {self.calls} calls, which its log keeps"
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class _Inside:
     generator: torch.Generator | None
     kind: str
     wanted: bool | None  # whether its calls are written; None until `auto` knows how long it takes
+    steps: Callable[[], tuple[int, int]]  # done, and in all
     together: bool = True  # whether the ranks that share the call still have all answers
     held: list[tuple[dict[str, Any], list[memoryview]]] = field(default_factory=list)
     begun: float = field(default_factory=time.monotonic)
@@ -143,9 +145,11 @@ class Replay:
         """Around the pipeline's own call. When it is left, however, what was logged is on the disk."""
         kind = alike_text(request.call)
         wanted = True if resume.always or not resume.log.is_at_end else self._is_worth(kind)
-        inside = _Inside(resume, generator, kind, wanted)
+        inside = _Inside(resume, generator, kind, wanted, self._steps.of_this())
         self._making.set(inside)
         self._under_way.append(inside)
+        if (turn := this_turn()) is not None:
+            turn.seconds_by_log = lambda: self._seconds_needed(inside) if self._keeps(inside) else None
         for component in self._components:
             if wanted is not False and self._off is None and (reason := why_stateful(component.module)) is not None:
                 self._turn_off(f"{component.name}: {reason}")
@@ -154,7 +158,11 @@ class Replay:
             yield
             if not inside.replayed:
                 self._seconds[kind] = time.monotonic() - inside.begun
-        except (StoppedInside, PeerLeft):
+        except (StoppedInside, PeerLeft) as error:
+            if isinstance(error, StoppedInside) and self._keeps(inside):
+                inside.wanted = True  # also where it was not known yet whether it is worth it
+                self._write_held(inside)
+                error.calls = resume.log.number
             self.kept.calls_left += resume.log.number if resume.log.writes else 0
             raise
         finally:
@@ -316,12 +324,11 @@ class Replay:
     # Stopping.
 
     def _stop_if_asked(self, inside: _Inside) -> None:
+        if this_turn() is not None:
+            return  # the requests of a group share the time that is left: whoever serves them says which go on
         left = inside.resume.time_left()
-        if left is None or not self._keeps(inside) or self._seconds_needed(inside) <= left:
-            return
-        inside.wanted = True
-        self._write_held(inside)
-        raise StoppedInside(inside.resume.log.number)
+        if left is not None and self._keeps(inside) and self._seconds_needed(inside) > left:
+            raise StoppedInside
 
     def _seconds_needed(self, inside: _Inside) -> float:
         """For one more call at least, and for the steps that are left, as far as both are known. The first call that is
@@ -329,6 +336,6 @@ class Replay:
         seconds = inside.seconds
         if len(seconds) < 2:
             return sum(seconds)
-        steps_left = max(self._steps.total - self._steps.done, 0)
-        calls_a_step = len(seconds) / max(self._steps.done, 1)
-        return statistics.median(seconds) * max(steps_left * calls_a_step, 1.0)
+        done, total = inside.steps()
+        calls_a_step = len(seconds) / max(done, 1)
+        return statistics.median(seconds) * max((total - done) * calls_a_step, 1.0)

@@ -1,7 +1,7 @@
 """How far a request is, as the pipeline's own progress bar counts its steps; `Progress` is told of each."""
 
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +40,11 @@ class Steps:
     @property
     def total(self) -> int:
         return self._count().total
+
+    def of_this(self) -> Callable[[], tuple[int, int]]:
+        """Tells the same of the request in this context from any other one."""
+        count = self._count()
+        return lambda: (count.done, count.total)
 
     def start(self, request: Request) -> None:
         """Of the request that begins in this context; others in contexts of their own count on."""

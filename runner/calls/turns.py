@@ -78,6 +78,8 @@ class Turn:
     paused: float = 0.0  # seconds that it waited
     seconds: float = 0.0  # that it ran
     kept: Kept = field(default_factory=Kept)
+    steps: Callable[[], tuple[int, int]] = lambda: (0, 0)  # done, and in all
+    seconds_by_log: Callable[[], float | None] = lambda: None  # that it still needs; None where its calls have no log
     _greenlet: greenlet = field(init=False)
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from runner.calls.meter import Meter, Passes
 from runner.components.component import Component
+from runner.health.stderr import say
 from runner.pipeline.pipeline import Pipeline
 
 LARGEST = 16  # that `auto` chooses: what a fault costs, and how long the first picture takes, grow with it
@@ -81,10 +82,13 @@ class GroupSize:
     one, and measured: until then it `is_open`. All that is the same on all ranks."""
 
     def __init__(self, asked: int | str, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
-        self.is_open = asked == "auto" and pipeline.moves_weights
-        self.together = asked if isinstance(asked, int) else 1
-        reason = "as asked" if isinstance(asked, int) else "no weights move" if not self.is_open else "none was made"
+        self._pipeline, alone = pipeline, pipeline.why_alone
+        self.is_open = asked == "auto" and alone is None and pipeline.moves_weights
+        self.together = asked if isinstance(asked, int) and alone is None else 1
+        if asked != self.together and isinstance(asked, int) and pipeline.world.rank == 0:
+            say(f"job.group={asked}: requests are made one by one, since {alone}")
+        unasked = "none was made" if self.is_open else "no weights move"
+        reason = alone or ("as asked" if isinstance(asked, int) else unasked)
         pipeline.group = Choice(self.together, reason, {}).described()
 
     def meter(self) -> Meter | None:

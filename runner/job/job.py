@@ -222,11 +222,11 @@ def _make_group(tasks: Sequence[Task], making: _Making, results: list[Result], m
 
     requests = [task.request for task in tasks]
 
-    def is_stopping() -> bool:
-        return making.watch.stop_reason is not None
+    def time_left() -> float | None:  # the other ranks of a team leave together with its first
+        return making.watch.time_left() if making.pipeline.world.team.is_first else None
 
     with _turns_noted(tasks, making):
-        making.pipeline.make_together(requests, resumes, ended, is_stopping, meter)
+        making.pipeline.make_together(requests, resumes, ended, time_left, meter)
 
 
 @contextmanager

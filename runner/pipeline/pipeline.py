@@ -9,8 +9,10 @@ import torch
 
 import offload
 import sharding
+from runner.calls.alone import why_alone
 from runner.calls.block_ranges import record_blocks
 from runner.calls.boundary import Boundaries
+from runner.calls.grace import Grace
 from runner.calls.lift import Lift
 from runner.calls.lockstep import END, Lockstep
 from runner.calls.meter import Meter
@@ -20,7 +22,7 @@ from runner.calls.steps import Steps
 from runner.calls.switches import Switch
 from runner.calls.tiles import Tiles
 from runner.calls.trial import Compared, Parity, Trial
-from runner.calls.turns import Turn
+from runner.calls.turns import Turn, this_turn
 from runner.calls.witness import Witness
 from runner.components.component import components_of
 from runner.components.load import Groups, Loading
@@ -80,6 +82,7 @@ class Pipeline:
         team = world.team
         self.tiles = Tiles(self.components, team, self.lockstep, world.device) if team.size > 1 else None
         self._lift: Lift | None = None
+        self._after = 0.0  # seconds that decoding and writing take, the most that was seen in a group
         self.group: dict[str, Any] = {}  # how many requests are made together, and why, for the report
         self.replay: Replay | None = None
         self.parities: Sequence[Parity] = ()  # of components whose tokens ranks share out, as far as they were compared
@@ -170,16 +173,17 @@ class Pipeline:
         requests: Sequence[Request],
         resumes: Sequence[Resume | None],
         ended: Callable[[int, Callable[[], Any], float], None],
-        is_stopping: Callable[[], bool] = lambda: False,
+        time_left: Callable[[], float | None] = lambda: None,
         meter: Meter | None = None,
     ) -> None:
         """Make requests that have the same adapters in one go: weights that come up serve all of them.
 
         `ended(index, outcome, seconds)` is called for each as soon as its call ends, in any order, while the others
         wait; `outcome()` gives or raises what the pipeline's own call for it would, `seconds` is how long its own work
-        took. Requests that have not begun to denoise when the job `is_stopping` raise StoppedInside. As in a call, the
-        ranks that hold one copy of sharded weights make as many requests together, each alike the one of its index on
-        the other ranks. A `meter` measures the passes over the weights.
+        took. `time_left` is None until the job is asked to stop: from then on, requests that have not begun to denoise,
+        and those that cannot finish in so many seconds beside the others, raise StoppedInside. As in a call, the ranks
+        that hold one copy of sharded weights make as many requests together, each alike the one of its index on the
+        other ranks. A `meter` measures the passes over the weights.
         """
 
         def body(request: Request, resume: Resume | None) -> Any:
@@ -189,8 +193,10 @@ class Pipeline:
                     self.lockstep.meet(END)
                 return output
 
+        if len(requests) > 1 and (why := self.why_alone) is not None:
+            raise ValueError(f"these requests cannot be made together: {why}")
         bodies = [partial(body, *one) for one in zip(requests, resumes, strict=True)]
-        switch = Switch(self.world.device, self.progress)
+        switch, grace = Switch(self.world.device, self.progress), Grace(time_left, self._after)
 
         def over(turn: Turn) -> None:
             ended(turn.index, turn.outcome, turn.seconds)
@@ -199,7 +205,8 @@ class Pipeline:
             for component in self.components if meter is not None else ():
                 if sharding.is_sharded(component.module):
                     measuring.enter_context(sharding.without_prefetch(component.module))
-            self._served_by.serve(bodies, over, switch, is_stopping, meter)
+            self._served_by.serve(bodies, over, switch, grace, meter)
+        self._after = grace.after
 
     @property
     def _served_by(self) -> Lift:
@@ -209,6 +216,11 @@ class Pipeline:
         return self._lift
 
     @property
+    def why_alone(self) -> str | None:
+        """Why its requests cannot be made together; None where they can be."""
+        return why_alone(self.stock, self.components)
+
+    @property
     def moves_weights(self) -> bool:
         """Whether requests that are made together share a pass over any component's weights."""
         return self._served_by.moves_weights
@@ -216,6 +228,8 @@ class Pipeline:
     def _made(self, stock: Any, request: Request, resume: Resume | None) -> Any:
         self.progress.making(request)
         self._steps.start(request)
+        if (turn := this_turn()) is not None:
+            turn.steps = self._steps.of_this()
         inference = enter(ExecutionMode.INFERENCE, self.world.device.type)
         generator = torch.Generator("cpu").manual_seed(request.seed)
         if self._witness is not None:

@@ -23,6 +23,8 @@ def table(pipeline: Pipeline) -> str:
 
 def _groups(pipeline: Pipeline) -> list[str]:
     """What requests that are made together share."""
+    if (why := pipeline.why_alone) is not None:
+        return [f"group: requests are made one by one, since {why}"]
     shared = [component.name for component in pipeline.components if moving_blocks(component)]
     if not shared:
         return ["group: requests gain nothing by being made together, since no block moves"]

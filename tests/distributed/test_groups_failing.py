@@ -1,5 +1,6 @@
 """What goes wrong in a group stays with the request that it belongs to."""
 
+import dataclasses
 import functools
 import json
 import signal
@@ -15,15 +16,16 @@ import torch
 
 import offload
 from runner.calls.lockstep import PeerLeft
-from runner.calls.replay import StoppedInside
+from runner.calls.replay import Resume, StoppedInside
 from runner.job.prompts import Prompt
 from runner.job.results import Failed
+from runner.output.call_log import CallLog
 from runner.output.folder import Folder
 from runner.output.manifest import Manifest
 from runner.pipeline.pipeline import Pipeline
 from tests import tiny
 from tests.distributed.chaos import Job, lines
-from tests.distributed.placed import call, opened, request_of, run_prompts, stock_bits, stock_picture
+from tests.distributed.placed import call, opened, request_of, run_prompts, stock_bits, stock_of, stock_picture
 from tests.ranks import World, on_ranks
 
 PROMPTS = ("a red fox in the deep snow", "blue whale under a bright moon", "the culprit", "an old clock on the wall")
@@ -173,19 +175,76 @@ def test_who_has_not_begun_to_denoise_is_given_back_at_once(world: World, path: 
             except (StoppedInside, PeerLeft) as error:
                 to.append(type(error).__name__)
 
-        def is_stopping(stage: str = asked_at, before: int = before) -> bool:
+        def time_left(stage: str = asked_at, before: int = before) -> float | None:
             asked = {
                 "encode": pipeline.progress.stage == "encode",
                 "denoise": pipeline.recorder.calls("denoise") > before,
             }
-            return world.rank == world.size - 1 and asked[stage]
+            return 60.0 if world.rank == world.size - 1 and asked[stage] else None
 
         requests = [request_of("flux", index) for index in range(4)]
-        pipeline.make_together(requests, [None] * 4, ended, is_stopping)
+        pipeline.make_together(requests, [None] * 4, ended, time_left)
         if asked_at == "encode":
             assert set(outcomes) <= {"StoppedInside", "PeerLeft"} and len(outcomes) == 4
         else:
             assert outcomes == ["made"] * 4
+
+
+@pytest.mark.parametrize("logged", [False, True])
+@on_ranks(1, 2)
+def test_of_those_that_denoise_as_many_finish_as_there_is_time_for(world: World, path: Path, logged: bool) -> None:
+    """Four of six steps, asked after the third, with time for two and a half. With logs the others go on there."""
+    pipeline, steps = opened(world, path, "placement.default.share=shard"), 6
+    scheduler, deadline, asks = type(pipeline.stock.scheduler), list[float](), [True]
+    stepped: list[float] = []
+    step = scheduler.step
+    if logged:
+        pipeline.log_calls()
+
+    def time_left() -> float | None:
+        if not deadline and asks and len(stepped) == 4 * 3:
+            own = (stepped[-1] - stepped[-5]) / 4  # seconds of a step, on this busy machine
+            deadline.append(time.monotonic() + 2.5 * (steps - 3) * own)
+        return deadline[0] - time.monotonic() if deadline else None
+
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.3)
+        stepped.append(time.monotonic())
+        return step(*args, **kwargs)
+
+    def make(numbers: list[int]) -> tuple[dict[int, torch.Tensor], list[Exception]]:
+        made: dict[int, torch.Tensor] = {}
+        left: list[Exception] = []
+
+        def ended(index: int, outcome: Callable[[], Any], seconds: float) -> None:
+            try:
+                made[numbers[index]] = torch.as_tensor(outcome()[0][0])
+            except (StoppedInside, PeerLeft) as error:
+                left.append(error)
+
+        requests = [request_of("flux", number, num_inference_steps=steps) for number in numbers]
+        logs = [CallLog(world.tmp_path / f"{world.rank}-{n}.log", {}, writes=True, say=print) for n in numbers]
+        resumes = [Resume(log, time_left) if logged else None for log in logs]
+        pipeline.make_together(requests, resumes, ended, time_left)
+        return made, left
+
+    scheduler.step = slowly
+    try:
+        made, left = make([0, 1, 2, 3])
+    finally:
+        scheduler.step = step
+    assert sorted(made) == [0, 1] and len(left) == 2, left
+    asks.clear()
+    deadline.clear()
+    before = pipeline.recorder.calls("denoise")
+    made |= make([2, 3])[0]
+    computed = pipeline.recorder.calls("denoise") - before
+    assert computed <= 2 * (steps - 3) if logged else computed == 2 * steps
+    flux = tiny.FAMILIES["flux"]
+    described = dataclasses.replace(flux, call={**flux.call, "num_inference_steps": steps})
+    for number, picture in made.items():
+        expected = tiny.call_stock(stock_of(path), described, flux.prompts[number % 3], number)[0]
+        assert torch.equal(picture, torch.as_tensor(expected)), number
 
 
 @on_ranks(1)
