@@ -59,16 +59,18 @@ def test_every_family_gives_the_stock_bits_on_every_rank(num_ranks: int, tiny_ro
     listing.write_text("\n".join(map(json.dumps, jobs)))
     result = launch(num_ranks, ROOT / "tests" / "distributed" / "many_jobs.py", str(listing))
     assert result.returncode == 0, result.stderr
+    ranks: set[int] = set()
     for name, family in tiny.FAMILIES.items():
         stock = tiny.load_stock(tiny.build(name, tiny_root)).to(device_of_jobs(num_ranks))
-        lines = manifest(tmp_path / name)
+        lines = sorted(manifest(tmp_path / name), key=lambda line: line["seed"])
         assert len(lines) == len(family.prompts) == 3
-        assert [line["rank"] for line in lines] == [i % num_ranks for i in range(3)]
+        ranks |= {line["rank"] for line in lines}
         for seed, (line, prompt) in enumerate(zip(lines, family.prompts, strict=True)):
             expected = tiny.call_stock(stock, family, prompt, seed)[0]
             made = np.load(tmp_path / name / line["file"])
             assert np.array_equal(made, expected), f"{name}, prompt {seed}, rank {line['rank']}"
             assert line["sha256"] == pixel_hash(made)
+    assert ranks == set(range(num_ranks))
 
 
 def test_two_ranks_give_the_stock_latents(tiny_root: Path, tmp_path: Path) -> None:
@@ -84,7 +86,7 @@ def test_two_ranks_give_the_stock_latents(tiny_root: Path, tmp_path: Path) -> No
 
 
 def test_the_embedded_model_gives_the_stock_pictures_on_two_ranks(emoji: Path, tmp_path: Path) -> None:
-    """Three prompts on two ranks: a ragged last wave. Also everything that a run leaves behind."""
+    """Three prompts on two ranks. Also everything that a run leaves behind."""
     recipe = ["job.prompt=[a rocket, a panda, a castle]", "job.seed=5", "job.call.num_inference_steps=4"]
     result = generate(2, *recipe, "job.images_per_prompt=1", "job.profile=true", f"job.output={tmp_path}")
     assert result.returncode == 0, result.stderr
@@ -92,11 +94,8 @@ def test_the_embedded_model_gives_the_stock_pictures_on_two_ranks(emoji: Path, t
     call = load_config(ROOT / "configs" / "generate.yaml", recipe).job.call
     stock = tiny.load_stock(emoji).to(device_of_jobs(2))
     lines = manifest(tmp_path)
-    assert [(line["prompt"], line["seed"], line["rank"]) for line in lines] == [
-        ("a rocket", 5, 0),
-        ("a panda", 5, 1),
-        ("a castle", 5, 0),
-    ]
+    assert {(line["prompt"], line["seed"]) for line in lines} == {("a rocket", 5), ("a panda", 5), ("a castle", 5)}
+    assert len(lines) == 3 and {line["rank"] for line in lines} == {0, 1}
     for line in lines:
         with torch.inference_mode():
             expected = stock(line["prompt"], generator=torch.Generator().manual_seed(5), **call).images[0]
