@@ -48,6 +48,7 @@ from runner.report.live.status import StatusFile
 from runner.report.memory import OwnMemory, own_memory
 from runner.report.page.page import write_report
 from runner.report.run_json import Ending, facts, measure, run_json
+from runner.report.side_by_side import wasted
 from runner.report.summary import summary
 from runner.report.trace_files import traced
 from runner.request import Request, parse_part
@@ -198,6 +199,8 @@ def _report(
     _best_effort("the contact sheet", lambda: contact_sheet(folder.files.contact_sheet, shown))
     if config.job.report:
         _best_effort(folder.files.report.name, lambda: write_report(folder.files))
+    if (warning := wasted(pipeline)) is not None:
+        say(warning)
     say(summary(config, pipeline.world, ending, ranks))
 
 

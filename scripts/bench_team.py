@@ -5,6 +5,7 @@
 Parts:
   context       a call of Flux and of Wan, of 1,024 tokens of the picture, whose tokens the ranks share out; and how
                 many floating-point operations each rank is left with, which no other program disturbs
+  guidance      a step of Wan, of 768 tokens, with two calls that the ranks share out; what a round costs the host
 
 Every rank computes in both arms, so that the cores are as busy in both. Outputs are compared before anything is timed.
 Each round runs every arm once, in random order; ratios are paired within a round. Below 1 the left one is faster. Leave
@@ -19,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from bench import context_arms
+from bench import context_arms, guidance_arms
 
 from runner.world import joined_world
 
-PARTS = {"context": context_arms.run}
+PARTS = {"context": context_arms.run, "guidance": guidance_arms.run}
 
 
 def main() -> None:

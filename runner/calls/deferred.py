@@ -12,7 +12,6 @@ diffusers 0.42.1 does it; `assigns_data` looks, in the source of the one that is
 import inspect
 import re
 import sys
-import weakref
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -24,6 +23,7 @@ from runner.calls.glue import Function, Need, Results, like, need_of
 from runner.calls.signature import Spec
 
 _plainly = torch._C.DisableTorchFunctionSubclass
+_GLUE = ("diffusers.pipelines.", "diffusers.modular_pipelines.", "diffusers.schedulers.")  # runs between calls
 _VALUE = "value"  # of one that could not become its value, because C++ held on to it
 
 
@@ -118,7 +118,7 @@ def _plain(leaf: Any) -> Any:
 
 
 def become(deferred: Deferred, value: Tensor) -> None:
-    """Turn the object into the plain tensor; nothing may hold a weak reference to it."""
+    """Turn the object into the plain tensor."""
     with _plainly():
         same = value.as_strided(value.shape, value.stride(), value.storage_offset())
         try:
@@ -128,42 +128,30 @@ def become(deferred: Deferred, value: Tensor) -> None:
 
 
 class Later:
-    """A function of the glue that was put off. It keeps what it is called with; its results are their holders'."""
+    """A function of the glue that was put off, with what it is called with, and its results."""
 
-    def __init__(self, function: Function, args: Any, kwargs: Any) -> None:
+    def __init__(self, function: Function, args: Any, kwargs: Any, of: Results, pending: Pending) -> None:
         self._function, self._args, self._kwargs = function, args, kwargs
-        self._results: list[weakref.ref[Deferred]] = []
-
-    def results(self, of: Results, pending: Pending) -> Any:
         tree, specs = of
-        deferred = [Deferred(spec, pending) for spec in specs]
-        self._results = [weakref.ref(one) for one in deferred]
-        return tree_unflatten(deferred, tree)
+        self._deferred = [Deferred(spec, pending) for spec in specs]
+        self.results = tree_unflatten(self._deferred, tree)
 
     def run(self) -> None:
-        """Of what it gives, only that which anyone still holds becomes plain tensors."""
-        held = release(self._results)
-        if not any(one is not None for one in held):
-            return
         with _plainly():
             made = tree_flatten(self._function(*there(self._args), **there(self._kwargs)))[0]
-        for deferred, value in zip(held, made, strict=True):
-            if deferred is not None:
-                become(deferred, value)
-
-
-def release(references: list[weakref.ref[Deferred]]) -> list[Deferred | None]:
-    """The objects that are still held; afterwards nothing refers to them weakly, as a swap demands."""
-    held = [reference() for reference in references]
-    references.clear()
-    return held
+        for deferred, value in zip(self._deferred, made, strict=True):
+            become(deferred, value)
 
 
 def assigns_data(*objects: Any) -> str | None:
     """Where the source of one of these objects' classes assigns a tensor's memory; None where none does."""
     for cls in dict.fromkeys(kind for one in objects for kind in type(one).__mro__):
+        package = cls.__module__.partition(".")[0]
+        is_glue = package == "diffusers" and cls.__module__.startswith(_GLUE)
         module = sys.modules.get(cls.__module__)
-        if cls.__module__.partition(".")[0] in ("builtins", "torch", "transformers", "collections") or module is None:
+        if module is None or not (
+            is_glue or package not in ("builtins", "diffusers", "torch", "collections", "typing")
+        ):
             continue
         try:
             source = inspect.getsource(module)

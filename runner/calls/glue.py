@@ -64,10 +64,9 @@ for _need, _of in (
     (Need.LIKENESS, _functions("zeros_like ones_like", torch)),
     (
         Need.NOTHING,
-        _getters("shape dtype device ndim layout is_cuda is_cpu is_meta is_sparse requires_grad is_quantized itemsize")
-        | _getters("nbytes is_leaf grad_fn grad")
+        _getters("shape dtype device ndim layout is_cuda is_cpu is_meta is_sparse is_quantized itemsize nbytes")
         | _functions("size dim stride numel nelement ndimension is_floating_point is_complex", Tensor, torch)
-        | _functions("__len__ __hash__ is_contiguous element_size get_device is_inference storage_offset", Tensor),
+        | _functions("__len__ __hash__ is_contiguous element_size get_device", Tensor),
     ),
 ):
     _NEEDS |= dict.fromkeys(_of, _need)

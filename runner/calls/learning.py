@@ -16,10 +16,11 @@ from runner.calls.randomness import generator_states
 from runner.calls.recorded import NotKept, fingerprint
 from runner.calls.signature import Spec
 from runner.calls.stateful import State, state_of, what_changed
+from runner.calls.turns import this_turn
 from runner.components.component import Component
 
 _CONSTANT = (bool, int, float, str, type(None), torch.dtype, torch.device)
-_SETTLING = 3  # calls in which a component may set up what it then only reads
+_SETTLING = 3  # calls in a row in which a component may set up what it then only reads
 
 
 class KeepsState(Exception):
@@ -100,6 +101,7 @@ class Knowledge:
     def _is_settled(self, name: str, held: State, module: nn.Module) -> bool:
         changed = what_changed(held, state_of(module))
         if changed is None:
+            self.unsettled.pop(name, None)
             return True
         self.unsettled[name] = self.unsettled.get(name, 0) + 1
         if self.unsettled[name] > _SETTLING:
@@ -136,9 +138,10 @@ def _blocks_run(module: nn.Module) -> Iterator[list[int]]:
         if inner in moving or (inner is not module and isinstance(inner, FSDPModule))
     }
     ran: list[int] = []
+    turn = this_turn()
 
     def note(inner: nn.Module, _: Any) -> None:
-        if inner in place:
+        if inner in place and this_turn() is turn:  # others may run theirs while this one waits for a block
             ran.append(place[inner])
 
     handle = register_module_forward_pre_hook(note) if place else None

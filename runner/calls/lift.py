@@ -25,7 +25,7 @@ from runner.calls.meter import Meter
 from runner.calls.moving import MovingBlock, moving_blocks
 from runner.calls.replay import StoppedInside
 from runner.calls.switches import Switch
-from runner.calls.turns import BEGIN, START, VOTE, Abandoned, Place, Turn, this_turn
+from runner.calls.turns import BEGIN, JOIN, START, VOTE, Abandoned, Place, Turn, this_turn
 from runner.components.component import Component
 from runner.trace.interval import Lane
 from runner.trace.recorder import Recorder
@@ -49,6 +49,7 @@ class Lift:
         self._place = START
         self._meter: Meter | None = None
         self._turns: list[Turn] = []
+        self._is_one_request = False  # whose calls share a pass, outside a group
         self._settled: set[Turn] = set()  # over on all ranks, however it ended on each
         for number, component in enumerate(components):
             self._install(number, component)
@@ -81,8 +82,9 @@ class Lift:
 
     def at_call(self, turn: Turn, stage: str, component: str, where: str) -> None:
         """A call of the component is about to begin; returns when it may."""
-        self._grace.calls(turn, stage)
-        if not self._grace.allows(turn, [one for one in self._turns if one.has_begun and not one.is_over]):
+        request = turn.parent or turn
+        self._grace.calls(request, stage)
+        if not self._grace.allows(request, [one for one in self._requests if one.has_begun and not one.is_over]):
             raise StoppedInside
         turn.place, turn.where = Place(STAGES.index(stage), self._order[component]), where
         turn.stands = self._lockstep.stands()
@@ -99,6 +101,44 @@ class Lift:
 
     def going_on(self) -> None:
         self._recorder.go_on()
+
+    def come_to(self, turn: Turn, stage: str, component: str) -> None:
+        """See `Server`."""
+        turn.place = Place(STAGES.index(stage), self._order[component])
+
+    def together(self, calls: Sequence[Callable[[], Any]], switch: Switch) -> list[Any]:
+        """Make calls of one component and one request in one pass over its weights, beside those of the other requests
+        of its group; what they gave. Where any raised, the first such error is raised when all are over."""
+        turn = this_turn()
+        if turn is None:
+            return self._serve_one_request(calls, switch)
+        turn.branches = branches = [Turn(turn.index, call, self, parent=turn) for call in calls]
+        turn.place, turn.has_begun = turn.place._replace(block=JOIN), turn.has_begun or turn.place.stage >= _DENOISE
+        turn.stands = self._lockstep.stands()
+        self._turns += branches
+        try:
+            turn.wait()
+        finally:
+            turn.branches = []
+            self._turns = [one for one in self._turns if one.parent is not turn]
+            turn.seconds += sum(branch.seconds for branch in branches)
+        return [branch.outcome() for branch in branches]
+
+    def _serve_one_request(self, calls: Sequence[Callable[[], Any]], switch: Switch) -> list[Any]:
+        over: dict[int, tuple[Any, BaseException | None]] = {}
+
+        def ended(turn: Turn) -> None:
+            over[turn.index] = turn.result, turn.error
+
+        self._is_one_request = True
+        try:
+            self.serve(calls, ended, switch, Grace(lambda: None))
+        finally:
+            self._is_one_request = False
+        for _, error in over.values():
+            if error is not None:
+                raise error
+        return [over[index][0] for index in range(len(calls))]
 
     def _at_block(self, component: int, block: int) -> None:
         turn = this_turn()
@@ -131,7 +171,7 @@ class Lift:
         try:
             while True:
                 self._give_back()
-                waiting = [turn for turn in self._turns if not turn.is_over]
+                waiting = [turn for turn in self._turns if not (turn.is_over or turn.open_branches)]
                 place = self._next(waiting) if waiting else None
                 if self._must_meet(place) and not self._meet():
                     continue
@@ -154,7 +194,7 @@ class Lift:
         block = self._blocks.get((place.component, place.block))
         turns = [turn for turn in self._turns if not turn.is_over and turn.place == place]
         if self._meter is not None and block is not None:
-            self._meter.begin(place, len(turns))
+            self._meter.begin(place, len({turn.parent or turn for turn in turns}))
         try:
             for turn in turns:
                 if self._lockstep.size == 1:
@@ -206,6 +246,8 @@ class Lift:
             self._meter.computed(perf_counter() - start)
 
     def _throw(self, turn: Turn, error: BaseException) -> None:
+        for branch in turn.open_branches:
+            self._throw(branch, Abandoned())
         self._switch.to(turn.kept, is_inside=turn.place.is_inside)
         turn.resume(error)
         if not turn.is_over:  # the pipeline's own code took it for an error of its own
@@ -227,6 +269,8 @@ class Lift:
     def _tell(self, turn: Turn) -> None:
         if turn.error is not None and not isinstance(turn.error, Exception):  # Ctrl-C is for the whole job
             raise turn.error
+        if turn.parent is not None:
+            return
         turn.ended_as = left(turn.error) if turn.error and not isinstance(turn.error, PeerLeft) else "the end"
         self._ended(turn)
         self._grace.over(turn)
@@ -234,28 +278,37 @@ class Lift:
 
     def _give_back(self) -> None:
         if self._grace.left() is not None:
-            for turn in self._turns:
+            for turn in self._requests:
                 if not (turn.is_over or turn.has_begun or self._shares_its_call(turn)):
                     self._throw(turn, StoppedInside())
 
     def _shares_its_call(self, turn: Turn) -> bool:
         """Whether other ranks are inside the same call, and need this one there."""
-        return self._lockstep.size > 1 and turn.place.is_inside and turn.place.component in self._shared
+        if self._lockstep.size == 1:
+            return False
+        return any(one.place.is_inside and one.place.component in self._shared for one in (turn, *turn.open_branches))
+
+    @property
+    def _requests(self) -> list[Turn]:
+        return [turn for turn in self._turns if turn.parent is None]
 
     # With other ranks.
 
     def _must_meet(self, place: Place | None) -> bool:
         if self._lockstep.size == 1:
             return False
-        return place is None or place.block == VOTE or (place.block == BEGIN and place.component in self._shared)
+        if place is None:
+            return not self._is_one_request  # whose ranks meet when its round ends
+        return place.block == VOTE or (place.block == BEGIN and place.component in self._shared)
 
     def _meet(self) -> bool:
         """Compare the places of all turns on all ranks; those that differ leave, everywhere. Whether none did."""
-        mine = [(self._status(turn), {} if turn.is_over else turn.stands) for turn in self._turns]
+        requests = self._requests
+        mine = [(self._status(turn), {} if turn.is_over else turn.stands) for turn in requests]
         is_same = True
         with self._recorder.range("meet", Lane.wait):
             compared = self._lockstep.compare(mine)
-        for turn, places in zip(self._turns, compared, strict=True):
+        for turn, places in zip(requests, compared, strict=True):
             if _votes(turn) and set(places.values()) <= {_vote(turn, True), _vote(turn, False)}:
                 turn.flag = _vote(turn, True) in places.values()
             elif gone := self._lockstep.leaves(places):
@@ -269,7 +322,9 @@ class Lift:
         if turn in self._settled:
             return ""
         if not turn.is_over:
-            return _vote(turn, turn.flag) if _votes(turn) else turn.where
+            # No meeting is held while any turn is inside a call: its branches all wait for the same one to begin.
+            waits = next(iter(turn.open_branches), turn)
+            return _vote(turn, turn.flag) if _votes(turn) else waits.where
         return turn.ended_as
 
 

@@ -120,8 +120,10 @@ class Lockstep:
         numbers = gather_int(number, self.group)
         if len({one >> 32 for one in numbers}) == 1 and all(len(set(team)) == 1 for team in self._teams(numbers)):
             return [dict.fromkeys(ranks, place) for place, _ in turns]
-        told = zip(*gather(list(turns), self.group), strict=True)
-        return [dict(zip(ranks, self._who_differs(row), strict=True)) for row in told]
+        told = gather(list(turns), self.group)
+        # A rank whose request failed stands for itself, where on another one several of its calls are turns.
+        rows = [[other[min(index, len(other) - 1)] for other in told] for index in range(len(turns))]
+        return [dict(zip(ranks, self._who_differs(row), strict=True)) for row in rows]
 
     def leaves(self, places: Mapping[int, str]) -> PeerLeft | TeamDiffers | None:
         """Why this rank leaves the request, by the place of each rank; None where all are the same."""

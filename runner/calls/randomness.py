@@ -8,7 +8,6 @@ request, from its seed.
 import base64
 import hashlib
 import random
-import zlib
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -72,16 +71,3 @@ def _text(state: torch.Tensor) -> str:
 def _state(text: str) -> torch.Tensor:
     with torch.inference_mode(False):
         return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
-
-
-def where_they_stand(device: torch.device, own: torch.Generator | None = None) -> int:
-    """A number for the states of torch's generators, to be compared between ranks: cheap, so that each round may."""
-    states = [torch.get_rng_state()]
-    if device.type != "cpu":
-        states.append(torch.get_device_module(device).get_rng_state(device))
-    if own is not None:
-        states.append(own.get_state())
-    number = 0
-    for state in states:
-        number = zlib.crc32(state.numpy().tobytes(), number)
-    return number

@@ -22,7 +22,8 @@ from runner.calls.boundary import Boundaries
 from runner.calls.lockstep import Lockstep, PeerLeft
 from runner.calls.randomness import generator_states, set_generators
 from runner.calls.recorded import NotKept, fingerprint, pack, unpack
-from runner.calls.stateful import state_of, what_changed, why_stateful
+from runner.calls.rounds import Rounds
+from runner.calls.stateful import State, state_of, what_changed, why_stateful
 from runner.calls.steps import Steps
 from runner.calls.turns import seconds_paused, this_turn
 from runner.components.component import Component
@@ -110,12 +111,13 @@ class Replay:
         steps: Steps,
         *,
         makes_together: bool = False,
+        rounds: Rounds | None = None,
     ) -> None:
         self.kept = Kept()
         self._boundaries, self._device = boundaries, device
         self._lockstep, self._progress = lockstep, progress
         self._overrides = Overrides()
-        self._steps = steps
+        self._steps, self._rounds = steps, rounds
         self._components = [component for component in components if component.stage == "denoise"]
         # Also for those that are not sharded: they may call one that is.
         sharded = any(component.is_sharded for component in self._components)
@@ -180,6 +182,8 @@ class Replay:
         inside = self._inside
         if inside is None or inside.is_in_call:  # a call within a call belongs to the outer one
             return compute(*args, **kwargs)
+        if self._rounds is not None:
+            args, kwargs = self._rounds.there(args, kwargs)
         self._progress.doing(component.stage, component.name)
         self._stop_if_asked(inside)
         called = self._fingerprint(component, args, kwargs)
@@ -245,23 +249,43 @@ class Replay:
         output = compute()
         if self._device.type != "cpu":
             torch.accelerator.synchronize(self._device)
-        after = time.perf_counter() - seconds_paused()
+        seconds = time.perf_counter() - seconds_paused() - before
+        now = generator_states(self._device, inside.generator)
+        drew = {name: state for name, state in now.items() if state != states[name]}
+        self.kept.seconds_logging += time.perf_counter() - seconds_paused() - start - seconds
+        header = {"call": called, "component": component.name, "seconds": seconds, "drew": drew}
+        kept = functools.partial(self._keep_computed, inside, component, header, output, inputs, held)
+        if self._rounds is None:
+            kept(None)
+        else:
+            self._rounds.after(kept)
+        return output
+
+    def _keep_computed(
+        self,
+        inside: _Inside,
+        component: Component,
+        header: dict[str, Any],
+        output: Any,
+        inputs: Any,
+        held: State,
+        waited: float | None,
+    ) -> None:
+        """Once the result is there: at once, or when the call's round is over, of which it took so many seconds. What
+        it was called with may have been written to by then, and not by it: that is known before calls are put off."""
+        start = time.perf_counter() - seconds_paused()
         try:
-            if fingerprint(component.name, *inputs) != called:
+            if waited is None and fingerprint(component.name, *inputs) != header["call"]:
                 raise NotKept("it writes into what it is called with")
-            self._doubt(component, what_changed(held, state_of(module)))
+            self._doubt(component, what_changed(held, state_of(component.module)))
             tree, body = pack(output, inputs)
         except NotKept as error:
             self._turn_off(f"{component.name}: {error}")
-            return output
-        now = generator_states(self._device, inside.generator)
-        drew = {name: state for name, state in now.items() if state != states[name]}
-        seconds = after - before
+            return
+        seconds = header["seconds"] + (waited or 0.0)
         inside.seconds.append(seconds)
-        header = {"call": called, "component": component.name, "seconds": seconds, "output": tree, "drew": drew}
-        self._keep(inside, header, body)
-        self.kept.seconds_logging += time.perf_counter() - seconds_paused() - start - seconds
-        return output
+        self._keep(inside, {**header, "seconds": seconds, "output": tree}, body)
+        self.kept.seconds_logging += time.perf_counter() - seconds_paused() - start
 
     def _doubt(self, component: Component, changed: str | None) -> None:
         if changed is None:

@@ -1,6 +1,5 @@
 """The calls of one request whose results nobody has needed yet. See [Note: rounds] in runner/calls/rounds.py."""
 
-import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,20 +10,24 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
-from runner.calls.deferred import Deferred, Later, become, deferred_in, release, there
+from runner.calls.deferred import Deferred, Later, become, deferred_in, there
 from runner.calls.exchange import Parcel, exchange
 from runner.calls.glue import Function, Need, Shapes
 from runner.calls.learning import Knowledge, Learned, described
 from runner.calls.lockstep import Lockstep, PeerLeft
-from runner.calls.randomness import where_they_stand
 from runner.calls.round_figures import RoundFigures
 from runner.calls.signature import Spec, Unknown, signature_of
 from runner.calls.snapshot import Snapshot, modes_of_now
+from runner.calls.turns import this_turn
 from runner.components.component import Component
-from weights.agreement import Group, gather_int, rank_in, size_of
+from weights.agreement import Group, rank_in, size_of
 
 Compute = Callable[..., Any]
 Together = Callable[[Sequence[Callable[[], Any]]], list[Any]]
+
+
+def _one_by_one(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    return [call() for call in calls]
 
 
 class ResultsDiffer(PeerLeft):
@@ -35,8 +38,8 @@ class ResultsDiffer(PeerLeft):
 class Shared:
     """What all rounds of a pipeline go by.
 
-    `team`: the ranks that share out a request's calls, and tell each other what they hold; `group` the same ranks, to
-    exchange results on their device. `lockstep`: all that keep in step with this rank, its team among them; they meet
+    `team`: the ranks that make one request; `group`: those of them that share out its calls, to exchange results on
+    their device. `lockstep`: all that keep in step with this rank, its team among them; they meet
     before results are exchanged. `sharded`: the components whose weights ranks share; `moving`: those whose weights
     come up anew at each call; `together` makes calls of one in a single pass."""
 
@@ -46,7 +49,7 @@ class Shared:
     group: Group = None
     sharded: frozenset[str] = frozenset()
     moving: frozenset[str] = frozenset()
-    together: Together = lambda calls: [call() for call in calls]
+    together: Together = _one_by_one
     shapes: Shapes = field(default_factory=Shapes)
     figures: RoundFigures = field(default_factory=RoundFigures)
 
@@ -61,7 +64,7 @@ class Shared:
     @property
     def is_mixed(self) -> bool:
         """Whether ranks that make other requests keep in step too."""
-        return self.lockstep.size > self.size
+        return self.lockstep.size > size_of(self.team)
 
 
 @dataclass(eq=False)
@@ -72,7 +75,7 @@ class Call:
     compute: Callable[[], Any]
     owner: int | None = None
     leaves: list[Any] | None = None
-    results: list[weakref.ref[Deferred]] = field(default_factory=list)
+    results: dict[int, Deferred] = field(default_factory=dict)
     is_other: bool = False  # it did not give what was learned
 
     @property
@@ -86,10 +89,9 @@ class Call:
         ]
 
     def hand_out(self, round_: "Round") -> Any:
-        made = {place: Deferred(self.learned.leaves[place], round_) for place in self.places}
-        self.results = [weakref.ref(one) for one in made.values()]
+        self.results = {place: Deferred(self.learned.leaves[place], round_) for place in self.places}
         leaves = [
-            made[first] if isinstance(leaf, Spec) else leaf
+            self.results[first] if isinstance(leaf, Spec) else leaf
             for leaf, first in zip(self.learned.leaves, self.learned.first, strict=True)
         ]
         return tree_unflatten(leaves, self.learned.tree)
@@ -110,7 +112,7 @@ class Round:
         self._component: Component | None = None
         self._calls: list[Call] = []
         self._later: list[Later] = []
-        self._after: list[Callable[[float], None]] = []
+        self._after: list[Callable[[float | None], None]] = []
 
     # A call.
 
@@ -123,14 +125,16 @@ class Round:
         if deferred:
             args, kwargs = there((args, kwargs))
         self._component = component
-        if (reason := reason or self.known.serial.get(name)) is not None:
-            return self._alone(reason, compute, args, kwargs)
-        try:
-            signature = signature_of(args, kwargs)
-        except Unknown as error:
-            return self._alone(str(error), compute, args, kwargs)
-        learned = self.known.calls.get((name, signature))
-        if not self._all_know(learned, name):
+        reason, signature = reason or self.known.serial.get(name), None
+        if reason is None:
+            try:
+                signature = signature_of(args, kwargs)
+            except Unknown as error:
+                reason = str(error)
+        learned = None if reason else self.known.calls.get((name, signature))
+        if not self._all(learned is not None, f"a call of {name}"):
+            if reason is not None:
+                return self._alone(reason, compute, args, kwargs)
             return self._learn(component, signature, compute, (args, kwargs))
         assert learned is not None
         self._end_before_other_blocks(learned)
@@ -172,24 +176,31 @@ class Round:
     def _alone(self, reason: str, compute: Compute, args: Any, kwargs: Any) -> Any:
         """A call that every rank makes, and whose result is there at once."""
         assert self._component is not None
+        name = self._component.name
         self.end(reason)
-        self._shared.figures.serial(self._component.name, reason)
-        return compute(*args, **kwargs)
+        self._shared.figures.serial(name, reason)
+        output = compute(*args, **kwargs)
+        self._all(False, f"what is known of a call of {name}")
+        return output
 
-    def _all_know(self, learned: Learned | None, name: str) -> bool:
+    def _all(self, flag: bool, place: str) -> bool:
+        """Whether it is so here, and on the ranks that make other requests and keep in step: those have prompts of
+        other lengths, and all make as many calls of what they share."""
         shared = self._shared
-        if shared.is_mixed and (shared.group is not None or name in shared.sharded):
-            return not self._any(learned is None, f"a call of {name}")
-        return learned is not None
+        assert self._component is not None
+        if shared.is_mixed and (shared.group is not None or self._component.name in shared.sharded):
+            return not self._any(not flag, place)
+        return flag
 
     def _learn(self, component: Component, signature: Hashable, compute: Compute, inputs: Any) -> Any:
         name = component.name
         made = partial(compute, *inputs[0], **inputs[1])
         output = self.known.learn(component, signature, made, inputs, self._shared.device, self._generator)
         learned = self.known.calls.get((name, signature))
-        if learned is None:
+        if not self._all(learned is not None, f"what is known of a call of {name}"):
             self.end(self.known.serial.get(name, "it set something up"))
             return output
+        assert learned is not None
         self._end_before_other_blocks(learned)
         call = Call(learned, lambda: output)
         call.take(output)
@@ -207,9 +218,10 @@ class Round:
             return NotImplemented
         if "out" in kwargs or (results := self._shared.shapes.of(function, args, kwargs, self._shared.device)) is None:
             return NotImplemented
-        later = Later(function, *Snapshot().of(inputs)) if mixes else Later(function, args, kwargs)
+        args, kwargs = Snapshot().of(inputs) if mixes else inputs
+        later = Later(function, args, kwargs, results, self)
         self._later.append(later)
-        return later.results(results, self)
+        return later.results
 
     @property
     def _may_widen(self) -> bool:
@@ -222,12 +234,12 @@ class Round:
 
     # The end.
 
-    def after(self, kept: Callable[[float], None]) -> None:
-        """Call this, with the seconds that it took, when the last call's result is there: now, or at the end."""
+    def after(self, kept: Callable[[float | None], None]) -> None:
+        """Call this when the last call's result is there: now, or at the end, with the seconds that it took then."""
         if self._calls:
             self._after.append(kept)
         else:
-            kept(0.0)
+            kept(None)
 
     def end(self, why: str) -> None:
         """Have all results there, on all ranks."""
@@ -246,9 +258,8 @@ class Round:
         self._shared.figures.round(name, len(calls), len(shared_out), crossed, seconds, why)
         for call in calls:
             assert call.leaves is not None
-            for place, held in zip(call.places, release(call.results), strict=True):
-                if held is not None:
-                    become(held, call.leaves[place])
+            for place, deferred in call.results.items():
+                become(deferred, call.leaves[place])
         for one in later:
             one.run()
         for kept in after:
@@ -260,40 +271,31 @@ class Round:
 
     def _settle(self, calls: Sequence[Call], width: int) -> int:
         """Have the results of calls that are shared out; how many bytes crossed."""
+        assert self._component is not None
         self._make_put_off(calls)
-        held = [
-            [place for place, one in zip(call.places, call.results, strict=True) if one() is not None] for call in calls
-        ]
-        if any(call.is_other for call in calls) if self._shared.group is None else self._meet(calls, width, held):
+        is_other = any(call.is_other for call in calls)
+        if self._shared.group is not None:  # part here, with a reason, and not in a collective
+            name = self._component.name
+            is_other = self._any(is_other, f"{len(calls)} of {width} calls of {name} in a round, shared out")
+        if is_other:
             self._leave()
         if self._shared.group is None:
             return 0
-        parcels = [
-            (call, p, Parcel(call.owner or 0, call.learned.leaves[p], call.leaves[p] if call.leaves else None))
-            for call, places in zip(calls, held, strict=True)
-            for p in places
-        ]
-        crossed = exchange([parcel for _, _, parcel in parcels], self._shared.group)
+        parcels = {
+            (call, p): Parcel(call.owner or 0, call.learned.leaves[p], call.leaves[p] if call.leaves else None)
+            for call in calls
+            for p in call.results
+        }
+        crossed = exchange(list(parcels.values()), self._shared.group)
         for call in calls:
             call.leaves = list(call.leaves or call.learned.leaves)
-        for call, p, parcel in parcels:
+        for (call, p), parcel in parcels.items():
             assert call.leaves is not None
             call.leaves[p] = parcel.value
         return crossed
 
-    def _meet(self, calls: Sequence[Call], width: int, held: list[list[int]]) -> bool:
-        """The ranks say where they are, where their generators stand, and which results anyone still holds: they part
-        here, with a reason, and not in a collective. Whether a call of any did not give what was learned."""
-        shared = self._shared
-        assert self._component is not None
-        place = f"the end of a round of {width} calls of {self._component.name}, results {held}"
-        stand = where_they_stand(shared.device, self._generator)
-        is_other = any(call.is_other for call in calls)
-        if not shared.is_mixed:
-            return self._any(is_other, f"{place}, random state {stand:08x}")
-        return self._any(is_other or len(set(gather_int(stand, shared.team))) > 1, place)
-
     def _any(self, flag: bool, place: str) -> bool:
+        self._come_to_component()
         return self._shared.lockstep.any(flag, place)
 
     def _make_put_off(self, calls: Sequence[Call]) -> None:
@@ -304,17 +306,25 @@ class Round:
         missing = 0
         if self._component.name in shared.sharded:
             missing = -(-len(calls) // shared.size) - sum(call.owner == shared.rank for call in calls)
-        if not mine and not missing:
-            return
         computes = [call.compute for call in (*mine, *[calls[-1]] * missing)]
-        for call, output in zip(mine, shared.together(computes), strict=False):
+        self._come_to_component()
+        made = shared.together(computes) if len(computes) > 1 else _one_by_one(computes)
+        for call, output in zip(mine, made, strict=False):
             call.take(output)
+
+    def _come_to_component(self) -> None:
+        """A rank may get to the end of a round without a call of its own: in a group, its turn waits where the others
+        do."""
+        if (turn := this_turn()) is not None and self._component is not None:
+            turn.server.come_to(turn, self._component.stage, self._component.name)
 
     def _leave(self) -> None:
         assert self._component is not None
         name, reason = self._component.name, "a call did not give what the first one of its kind gave"
         self.known.serial[name] = reason
-        raise ResultsDiffer(f"{name}: {reason}; its calls are made by every rank from now on")
+        told = f"{name}: {reason}; its calls are made by every rank from now on"
+        # Where ranks did not meet, those that are in step have still to hear of it.
+        raise ResultsDiffer(told) if self._shared.group is not None else RuntimeError(told)
 
 
 def _has_plain(values: Any) -> bool:

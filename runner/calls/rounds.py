@@ -22,9 +22,11 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+from diffusers.guiders.guider_utils import BaseGuidance
 
+from runner.calls.deferred import assigns_data, deferred_in, there
 from runner.calls.learning import Knowledge
-from runner.calls.round import Compute, ResultsDiffer, Round, Shared
+from runner.calls.round import Compute, Round, Shared
 from runner.calls.round_figures import RoundFigures
 from runner.calls.stateful import why_stateful
 from runner.components.component import METHODS, Component
@@ -38,8 +40,12 @@ class Rounds:
     component, and any other method, needs all results first.
     """
 
-    def __init__(self, components: Sequence[Component], shared: Shared) -> None:
+    def __init__(self, components: Sequence[Component], shared: Shared, stock: Any = None) -> None:
+        """`stock`: the pipeline whose components they are. Where its code does what cannot be seen, every call of them
+        is made as it comes."""
         self.shared, self.knowledge = shared, Knowledge()
+        self._refused = assigns_data(stock, getattr(stock, "scheduler", None))
+        self._changes_hooks = any(isinstance(one, BaseGuidance) for one in getattr(stock, "components", {}).values())
         self._overrides = Overrides()
         self._components = [one for one in components if _may_share(one, shared)]
         self._making: ContextVar[Round | None] = ContextVar("_making", default=None)
@@ -52,6 +58,15 @@ class Rounds:
     def figures(self) -> RoundFigures:
         return self.shared.figures
 
+    @property
+    def names(self) -> list[str]:
+        """Of the components whose calls may be a round."""
+        return [component.name for component in self._components]
+
+    def why_alone(self) -> dict[str, str]:
+        """By component, why no call of it may be another rank's, as the modules are now."""
+        return {one.name: why for one in self._components if (why := self._why_alone(one)) is not None}
+
     def close(self) -> None:
         self._overrides.undo()
 
@@ -60,25 +75,36 @@ class Rounds:
         """Around the pipeline's own call."""
         round_ = Round(self.shared, self.knowledge.copy(), generator)
         self._making.set(round_)
-        self._reasons = {one.name: why for one in self._components if (why := why_stateful(one.module)) is not None}
+        self._reasons = self.why_alone()
         try:
             yield
             round_.end("the end")
             self.knowledge.add(round_.known)
-        except ResultsDiffer:  # all ranks leave with it, and know the same
+        except Exception:  # of any kind: what it found of a component holds for the next request
             self.knowledge.serial |= round_.known.serial
             raise
         finally:
             self._making.set(None)
             round_.abandon()
 
-    def after(self, kept: Callable[[float], None]) -> None:
-        """Call this, with the seconds that it took, once the result of the call that was made last is there."""
+    def _why_alone(self, component: Component) -> str | None:
+        return self._refused or why_stateful(component.module)
+
+    def after(self, kept: Callable[[float | None], None]) -> None:
+        """See `Round.after`."""
         round_ = self._making.get()
         if round_ is None:
-            kept(0.0)
+            kept(None)
         else:
             round_.after(kept)
+
+    def there(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """The arguments of a call, with the results among them there."""
+        round_ = self._making.get()
+        if round_ is None or not deferred_in((args, kwargs)):
+            return args, kwargs
+        round_.end("an argument of a call that may be logged")
+        return there(args), there(kwargs)
 
     def _install(self, component: Component) -> None:
         module = component.module
@@ -97,7 +123,10 @@ class Rounds:
         if round_ is None or self._is_in_call.get():  # a call within a call belongs to the outer one
             return inner(*args, **kwargs)
         compute = functools.partial(self._inside, inner)
-        return round_.call(component, compute, args, kwargs, self._reasons.get(component.name))
+        reason = self._reasons.get(component.name)
+        if self._changes_hooks and reason is None:  # a guider puts hooks on for one call, and takes them off after it
+            reason = why_stateful(component.module)
+        return round_.call(component, compute, args, kwargs, reason)
 
     def _end_first(self, component: Component, inner: Compute, /, *args: Any, **kwargs: Any) -> Any:
         if (round_ := self._making.get()) is not None and not self._is_in_call.get():

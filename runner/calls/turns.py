@@ -20,6 +20,7 @@ from runner.calls.switches import Kept, as_it_was
 
 BEGIN = -1  # the block of a place that is a component's call as a whole
 VOTE = -2  # ... or a question to the other ranks, between two of its calls
+JOIN = -3  # ... or the end of its branches
 
 
 class Place(NamedTuple):
@@ -53,6 +54,9 @@ class Server(Protocol):
     def going_on(self) -> None:
         """In the turn: it has waited."""
 
+    def come_to(self, turn: "Turn", stage: str, component: str) -> None:
+        """In the turn: what it waits for next belongs to the component, although no call of it was made here."""
+
 
 class Abandoned(BaseException):
     """Thrown into a paused turn that is not to go on, because its group ends."""
@@ -61,7 +65,8 @@ class Abandoned(BaseException):
 @dataclass(eq=False)
 class Turn:
     """One of the requests of a group. `place` is what it waits for, `where` the same in words; a turn that `is_over`
-    has its `outcome`."""
+    has its `outcome`. `branches` are calls of it that are made together, each a turn of its own (`parent`), while it
+    waits for all of them."""
 
     index: int
     body: Callable[[], Any]
@@ -80,11 +85,17 @@ class Turn:
     kept: Kept = field(default_factory=Kept)
     steps: Callable[[], tuple[int, int]] = lambda: (0, 0)  # done, and in all
     seconds_by_log: Callable[[], float | None] = lambda: None  # that it still needs; None where its calls have no log
+    parent: "Turn | None" = None
+    branches: list["Turn"] = field(default_factory=list)
     _greenlet: greenlet = field(init=False)
 
     def __post_init__(self) -> None:
         self._greenlet = greenlet(self._run)
         self._greenlet.gr_context = contextvars.copy_context()
+
+    @property
+    def open_branches(self) -> list["Turn"]:
+        return [branch for branch in self.branches if not branch.is_over]
 
     def outcome(self) -> Any:
         """What the call gave; raises what it raised."""

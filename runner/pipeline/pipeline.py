@@ -16,8 +16,11 @@ from runner.calls.grace import Grace
 from runner.calls.lift import Lift
 from runner.calls.lockstep import END, Lockstep
 from runner.calls.meter import Meter
+from runner.calls.moving import moving_blocks
 from runner.calls.randomness import set_global_generators
 from runner.calls.replay import Replay, Resume
+from runner.calls.round import Shared
+from runner.calls.rounds import Rounds
 from runner.calls.steps import Steps
 from runner.calls.switches import Switch
 from runner.calls.tiles import Tiles
@@ -82,11 +85,42 @@ class Pipeline:
         team = world.team
         self.tiles = Tiles(self.components, team, self.lockstep, world.device) if team.size > 1 else None
         self._lift: Lift | None = None
+        self.rounds = self._lay_rounds()
         self._after = 0.0  # seconds that decoding and writing take, the most that was seen in a group
         self.group: dict[str, Any] = {}  # how many requests are made together, and why, for the report
         self.replay: Replay | None = None
         self.parities: Sequence[Parity] = ()  # of components whose tokens ranks share out, as far as they were compared
         self.arguments = arguments_of(type(stock))
+
+    def _lay_rounds(self) -> Rounds | None:
+        """Over the components whose independent calls may be shared out over the team, or share a pass over moving
+        weights; None where there is neither."""
+        team = self.world.team
+        moving = frozenset(component.name for component in self.components if moving_blocks(component))
+        if team.guidance == 1 and not moving:
+            return None
+        shared = Shared(
+            self.lockstep,
+            self.world.device,
+            team.control,
+            team.guidance_group,
+            sharded=frozenset(one.name for one in self.components if one.is_sharded and self.lockstep.size > 1),
+            moving=moving,
+            together=self._make_calls_together,
+        )
+        return Rounds(self.components, shared, self.stock)
+
+    def _make_calls_together(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
+        """Calls of one component that are put off, in one pass over its weights. Each is a call of its own: an error in
+        one where ranks share its weights is as in any other."""
+
+        def body(call: Callable[[], Any]) -> Any:
+            with self.lockstep.turn(), self._boundaries.request():
+                return call()
+
+        return self._served_by.together(
+            [partial(body, call) for call in calls], Switch(self.world.device, self.progress)
+        )
 
     @property
     def decisions(self) -> Mapping[str, Decision]:
@@ -139,6 +173,7 @@ class Pipeline:
             self.progress,
             self._steps,
             makes_together=together,
+            rounds=self.rounds,
         )
         return self.replay
 
@@ -235,7 +270,9 @@ class Pipeline:
         if self._witness is not None:
             self._witness.begin(generator)
         replaying = self._replaying(request, resume, generator)
-        with inference, self.recorder.request(request.id), self._boundaries.request(), replaying:
+        in_rounds = self.rounds.request(generator) if self.rounds is not None else nullcontext()
+        recording = self.recorder.request(request.id)
+        with inference, recording, self._boundaries.request(), replaying, in_rounds:
             self.adapters.set(request.lora)
             self.progress.doing("read inputs")
             inputs = decoded(request.call, self.world.device)
@@ -278,6 +315,8 @@ class Pipeline:
             self.replay.close()
         if self._lift is not None:
             self._lift.close()
+        if self.rounds is not None:
+            self.rounds.close()
         if self.tiles is not None:
             self.tiles.close()
         self._boundaries.close()

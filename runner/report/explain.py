@@ -5,6 +5,7 @@ from runner.components.compiled import is_compiled
 from runner.components.resolver import by_stage
 from runner.pipeline.pipeline import Pipeline
 from runner.report import teams
+from runner.report.side_by_side import explained
 
 
 def table(pipeline: Pipeline) -> str:
@@ -18,7 +19,9 @@ def table(pipeline: Pipeline) -> str:
     loadings = [f"{name}: loaded {loading.how}" for name, loading in pipeline.loadings.items()]
     names = [component.name for component in pipeline.components if is_compiled(component.module)]
     compiled = [f"compiled: the blocks of {', '.join(names)}"] if names else []
-    return "\n".join([*lines, "", *loadings, *compiled, *_groups(pipeline), *teams.lines(pipeline)])
+    return "\n".join(
+        [*lines, "", *loadings, *compiled, *_groups(pipeline), *teams.lines(pipeline), *explained(pipeline)]
+    )
 
 
 def _groups(pipeline: Pipeline) -> list[str]:

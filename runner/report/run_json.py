@@ -13,6 +13,7 @@ from runner.numerics import flags, made_on, versions
 from runner.pipeline.pipeline import Pipeline
 from runner.report import teams
 from runner.report.memory import OwnMemory, memory_of, on_nodes
+from runner.report.side_by_side import rounds_of
 from runner.trace.figures import where
 
 
@@ -85,6 +86,7 @@ def run_json(config: RunConfig, pipeline: Pipeline, ending: Ending, ranks: Seque
         "group": pipeline.group,
         "team": teams.described(pipeline),
         "parity": [asdict(parity) for parity in pipeline.parities],
+        "rounds": rounds_of(pipeline),
         "seconds": {name: round(value, 3) for name, value in ending.seconds.items()},
         "ranks": [{name: value for name, value in rank.items() if name != "node"} for rank in ranks],
         "nodes": on_nodes(ranks),

@@ -1,0 +1,114 @@
+"""Guidance over the ranks of a team: a step of Wan, 768 tokens and two calls, shared out or made by every rank; and what a
+round costs the host on a model that computes next to nothing, alone and with what ranks tell each other and exchange.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
+from torch import nn
+
+from bench.paired import measure, refuse_unequal, report
+from runner.calls.lockstep import Lockstep
+from runner.calls.round import Shared
+from runner.calls.rounds import Rounds
+from runner.components.component import Component
+from runner.world import World
+
+TEXT = 128  # the width of a prompt's embeddings
+ROUNDS = 400
+HEADS = 6
+
+
+def run(world: World, rounds: float) -> dict[str, Any]:
+    """The figures of the part."""
+    team = world.in_teams(world.size, 1)
+    denoise = _denoiser(team)
+    arms = {"every rank makes all": denoise(False), "shared out": denoise(True)}
+    refuse_unequal(arms, denoise(False)(), world)
+    label = f"guidance over {world.size} ranks"
+    times = measure(arms, max(3, round(8 * rounds)), world, warmup=1)
+    figures = report(times, {label: ("shared out", "every rank makes all")}, world, "a step", {label: 0.55})
+    figures["round_ms"] = {"alone": _round_costs(None), "exchanged": _round_costs(team)}
+    if world.rank == 0:
+        print(
+            "  a round of two calls costs the host {alone:.3f} ms, {exchanged:.3f} exchanged".format(
+                **figures["round_ms"]
+            )
+        )
+    return figures
+
+
+def _denoiser(world: World) -> Callable[[bool], Callable[[], torch.Tensor]]:
+    torch.manual_seed(0)
+    transformer = WanTransformer3DModel(
+        num_attention_heads=HEADS,
+        attention_head_dim=64,
+        text_dim=TEXT,
+        ffn_dim=4 * 64 * HEADS,
+        num_layers=4,
+    )
+    stock = WanPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=None,
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        transformer=transformer,
+    )
+    stock.set_progress_bar_config(disable=True)
+    prompts = torch.randn(2, 1, 64, TEXT)
+    rounds = Rounds([Component("transformer", transformer, "denoise")], _over(world), stock)
+
+    def denoise(shares: bool) -> Callable[[], torch.Tensor]:
+        def call() -> torch.Tensor:
+            with torch.inference_mode(), rounds.request() if shares else nullcontext():
+                return stock(
+                    prompt_embeds=prompts[0],
+                    negative_prompt_embeds=prompts[1],
+                    height=256,
+                    width=256,
+                    num_frames=9,
+                    num_inference_steps=4,
+                    generator=torch.Generator().manual_seed(0),
+                    output_type="latent",
+                ).frames
+
+        return call
+
+    return denoise
+
+
+def _over(world: World) -> Shared:
+    team = world.team
+    return Shared(Lockstep(team.control), world.device, team.control, team.guidance_group)
+
+
+class _Nothing(nn.Module):
+    def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor]:
+        return (hidden_states * timestep,)
+
+
+def _round_costs(world: World | None) -> float:
+    """Milliseconds of a round of two calls, beside what the calls take without rounds; the least of five times."""
+    alone = Shared(Lockstep(None), torch.device("cpu"), moving=frozenset({"model"}))
+    model = _Nothing()
+    hidden, timestep = torch.randn(1, 16, 3, 32, 32), torch.ones(1)
+
+    def steps() -> float:
+        start = time.perf_counter()
+        for _ in range(ROUNDS):
+            first = model(hidden, timestep=timestep)[0]
+            second = model(hidden, timestep=timestep)[0]
+            second + 3.0 * (first - second)
+        return (time.perf_counter() - start) * 1000 / ROUNDS
+
+    with torch.inference_mode():
+        plain = min(steps() for _ in range(5))
+        rounds = Rounds([Component("model", model, "denoise")], alone if world is None else _over(world))
+        with rounds.request():
+            steps()
+        with rounds.request():
+            return min(steps() for _ in range(5)) - plain
