@@ -1,5 +1,5 @@
-"""Guidance over the ranks of a team: a step of Wan, 768 tokens and two calls, shared out or made by every rank; and what a
-round costs the host on a model that computes next to nothing, alone and with what ranks tell each other and exchange.
+"""Guidance over the ranks of a team: a step of Wan, 768 tokens and two calls, shared out or all made by each rank; and
+what a round costs the host on a model that computes next to nothing, alone and with what ranks exchange.
 """
 
 import time
