@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,12 @@ from tests.distributed import chaos
 
 NUM_REQUESTS = 80
 SEED = int(os.environ.get("CHAOS_SEED", "20"))
+# One run makes requests one by one, the next one in groups that share what comes up, from the disk or from each other.
+ARRANGEMENTS = (
+    ["job.group=3", "placement.transformer.rest=disk"],
+    ["job.group=1"],
+    ["job.group=3", "placement.transformer.share=shard"],
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +88,12 @@ def run_chaos(faults: list[str], job: list[str], disk: Path, expected: dict[str,
     shared_memory = _shared_memory()
     rows: list[chaos.Row] = []
     number = 0
-    for name in faults:
+    for name, arranged in zip(faults, cycle(ARRANGEMENTS), strict=False):
         output = disk / f"out{number}"
-        rows.append(chaos.broken_run(output, job, getattr(chaos, name), rng))
+        rows.append(chaos.broken_run(output, [*job, *arranged], getattr(chaos, name), rng))
         print(chaos.table(rows[-1:]).splitlines()[-1], flush=True)
         if len(chaos.lines(output / "manifest.jsonl")) > NUM_REQUESTS * 0.6:
-            chaos.run_until_done(output, job, num_ranks=rng.choice([1, 2]))
+            chaos.run_until_done(output, [*job, *rng.choice(ARRANGEMENTS)], num_ranks=rng.choice([1, 2]))
             check_done(output, expected)
             shutil.rmtree(output)  # the disk is small
             number += 1
