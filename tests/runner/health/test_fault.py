@@ -12,7 +12,7 @@ from runner.calls.lockstep import TornApart
 from runner.errors import JobFault
 from runner.health.fault import Fault, Status, fault_of
 from runner.health.torchrun import tell_agent
-from runner.job.job import ends_the_job
+from runner.job.making import ends_the_job
 from runner.progress import Progress
 from runner.request import Request
 from weights.weight_file import StoreError

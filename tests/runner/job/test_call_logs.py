@@ -37,9 +37,9 @@ def make(tmp_path: Path) -> Callable[..., int]:
 @pytest.fixture
 def decoder_is_lost(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException | None], None]:
     """From now on, each request's decoding raises; None: no more."""
-    import runner.job.job
+    import runner.job.making
 
-    save = runner.job.job.save
+    save = runner.job.making.save
 
     def lose(error: BaseException | None) -> None:
         def lost(*arguments: Any) -> Any:
@@ -47,7 +47,7 @@ def decoder_is_lost(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException 
                 raise error
             return save(*arguments)
 
-        monkeypatch.setattr(runner.job.job, "save", lost)
+        monkeypatch.setattr(runner.job.making, "save", lost)
 
     return lose
 

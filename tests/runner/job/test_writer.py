@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-import runner.job.job
+import runner.job.making
 from runner.config import load_config
 from runner.errors import ExitCode, JobFault
 from runner.health.fault import Status
@@ -41,7 +41,7 @@ class Job:
         self.made: dict[str, tuple[float, float]] = {}  # by prompt, when; the second is infinite while it is made
         self.written: dict[str, tuple[float, float]] = {}
         self.before_writing: Callable[[str], None] = lambda prompt: None
-        call, save = Pipeline.__call__, runner.job.job.save
+        call, save = Pipeline.__call__, runner.job.making.save
 
         def made(pipeline: Pipeline, request: Request, *arguments: Any) -> Any:
             began = time.perf_counter()
@@ -58,7 +58,7 @@ class Job:
             return facts
 
         patch.setattr(Pipeline, "__call__", made)
-        patch.setattr(runner.job.job, "save", saved)
+        patch.setattr(runner.job.making, "save", saved)
 
     def run(self, *overrides: str) -> int:
         small = ["job.images_per_prompt=1", "job.call.num_inference_steps=3", f"model.path={ROOT}/models/emoji-dit"]
@@ -162,7 +162,7 @@ def test_what_goes_wrong_in_recording_is_no_other_requests_failure(
         raise TypeError("a bug of ours")
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner.job.job, "_record", broken)
+        patch.setattr(runner.job.making, "_record", broken)
         with pytest.raises(SystemExit) as ended:
             job.run()
     assert ended.value.code == ExitCode.FAULT
