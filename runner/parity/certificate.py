@@ -3,7 +3,7 @@
 import gc
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,7 @@ from PIL import Image
 
 from runner.components.directory import Directory
 from runner.config import JobConfig, RunConfig
-from runner.media.outputs import fields_of
-from runner.media.save import Writing, save
+from runner.media.save import Writing, save, to_write
 from runner.output.folder import Folder
 from runner.output.lines import ManifestLine, OutputFile
 from runner.parity.plain import Plain, open_plain
@@ -118,9 +117,8 @@ def _opened(
 
 def _made_again(plain: Plain, request: Request, job: JobConfig, folder: Folder) -> dict[str, OutputFile]:
     """By the name that the file has in the job's folder too."""
-    output = plain.make(request)
-    assert fields_of(output)
-    saved = save(output, request, folder, Writing(job, plain.stock))
+    writing = Writing(replace(job, report=False), plain.stock)
+    saved = save(to_write(plain.make(request), writing), request, folder, writing)
     return {file.file: file for file in saved["files"]}
 
 
