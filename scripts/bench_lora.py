@@ -45,7 +45,8 @@ from torch.distributed.tensor import DTensor
 from lora import Edits, edits_of, read_adapter
 from offload import Offloaded, offloader_of
 from offload.ring import Slot
-from runner.components.load import build_groups, load_component
+from runner.components.groups import build_groups
+from runner.components.load import load_component
 from runner.components.source import Source
 from runner.config import LoraMode, PlacementConfig, Rest, RunConfig, Share
 from runner.pipeline.adapters import place_in

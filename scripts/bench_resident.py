@@ -26,8 +26,10 @@ from bench.checkpoint import write_checkpoint
 from bench.ratios import note
 from torch import nn
 
-from runner.components.load import Groups, load_component, load_whole
+from runner.components.groups import Groups
+from runner.components.load import load_component
 from runner.components.source import Source
+from runner.components.whole import load_whole
 from runner.config import PlacementConfig
 from runner.world import World
 from weights.agreement import node_group

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from runner.config import DYNAMIC
 from runner.errors import UserError
 from weights.blocks import find_units
 from weights.overrides import moves_no_weights
@@ -47,12 +48,15 @@ def denoises(cls: type) -> bool:
     return not issubclass(cls, PreTrainedModel) and not callable(getattr(cls, "decode", None))
 
 
-def compile_blocks(module: nn.Module, *, is_dynamic: bool = False) -> nn.Module:
-    """Lay compiled forwards over those of the blocks; before anything that moves weights is laid around them."""
+def compile_blocks(module: nn.Module, how: bool | str) -> nn.Module:
+    """Lay compiled forwards over those of the blocks; before anything that moves weights is laid around them. `how` as
+    `execution.compile` says it: False leaves them as they are."""
+    if not how:
+        return module
     units = find_units(module)
     kept = {name: module.get_submodule(name) for name in units.kept_with_root}
     for block in (units.blocks | kept).values():
-        vars(block)["forward"] = moves_no_weights(_compiled(block.forward, is_dynamic=is_dynamic))
+        vars(block)["forward"] = moves_no_weights(_compiled(block.forward, is_dynamic=how == DYNAMIC))
     return module
 
 

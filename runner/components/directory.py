@@ -17,7 +17,7 @@ from runner.components.classes import INDEX, component_class, pipeline_class
 from runner.components.constructor import Arguments, Entry, as_entry, parameters_of, told_apart
 from runner.components.elsewhere import class_elsewhere
 from runner.components.files import check_files
-from runner.components.load import check_placement, placement_of
+from runner.components.groups import check_placement, placement_of
 from runner.components.needs import refuse_missing, refuse_unmakeable
 from runner.components.quantised import only_whole
 from runner.components.reading import file_errors, reading

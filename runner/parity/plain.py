@@ -15,7 +15,8 @@ from runner.calls.randomness import set_global_generators
 from runner.components.changing import set_on
 from runner.components.directory import Directory
 from runner.components.fits import require_room_whole
-from runner.components.load import empty, from_pretrained, load_whole
+from runner.components.load import empty
+from runner.components.whole import from_pretrained, load_whole
 from runner.config import (
     ExecutionConfig,
     LoraConfig,

@@ -16,16 +16,10 @@ from runner.components.borrowed import Loan, find_loans, give_own, owners_of
 from runner.components.compiled import denoises, require_compiler
 from runner.components.context_fit import check_context
 from runner.components.directory import Directory, check_placements, directory_of
-from runner.components.load import (
-    Groups,
-    Loading,
-    build_groups,
-    from_pretrained,
-    load_component,
-    move_whole,
-    placement_of,
-)
+from runner.components.groups import Groups, build_groups, placement_of
+from runner.components.load import Loading, load_component
 from runner.components.reading import file_errors, reading
+from runner.components.whole import from_pretrained, move_whole
 from runner.config import Leave, RunConfig
 from runner.errors import UserError
 from runner.pipeline.adapters import open_adapters

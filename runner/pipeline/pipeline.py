@@ -28,7 +28,8 @@ from runner.calls.trial import Compared, Parity, Trial
 from runner.calls.turns import Turn, this_turn
 from runner.calls.witness import Witness
 from runner.components.component import components_of
-from runner.components.load import Groups, Loading
+from runner.components.groups import Groups
+from runner.components.load import Loading
 from runner.components.resolver import Decision, ExecutionMode, enter, resolve
 from runner.config import Leave, LoraConfig
 from runner.errors import UserError

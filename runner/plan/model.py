@@ -8,7 +8,8 @@ import torch
 from runner.components.changing import set_on
 from runner.components.component import Component, in_order
 from runner.components.directory import Directory
-from runner.components.load import empty, placement_of
+from runner.components.groups import placement_of
+from runner.components.load import empty
 from runner.components.quantised import only_whole
 from runner.components.skeleton import checkpoint_of
 from runner.components.source import Source

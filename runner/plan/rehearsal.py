@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from offload.units import find_blocks
 from runner.components.component import METHODS
 from runner.components.directory import Directory
-from runner.components.load import from_pretrained
+from runner.components.whole import from_pretrained
 from runner.pipeline.open import on_device
 from runner.plan.model import Model
 from runner.plan.tracker import Tracker

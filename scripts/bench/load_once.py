@@ -22,9 +22,9 @@ from torch.distributed.tensor import DTensor
 
 import sharding
 from bench.textbook import textbook_shard
-from runner.components.load import load_whole
 from runner.components.skeleton import dtype_plan, skeleton
 from runner.components.source import Source
+from runner.components.whole import load_whole
 from runner.world import World
 from weights.checkpoint import Checkpoint
 

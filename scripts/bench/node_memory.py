@@ -11,7 +11,8 @@ import torch.distributed as dist
 
 from bench import offload_arms
 from offload import offloader_of
-from runner.components.load import Groups, load_component
+from runner.components.groups import Groups
+from runner.components.load import load_component
 from runner.components.source import Source
 from runner.config import PlacementConfig, Rest
 from runner.world import World

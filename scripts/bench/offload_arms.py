@@ -20,8 +20,10 @@ from torch import nn
 from bench import page_cache
 from offload import offloader_of
 from offload.offloaded import Offloaded
-from runner.components.load import Groups, load_component, load_whole
+from runner.components.groups import Groups
+from runner.components.load import load_component
 from runner.components.source import Source
+from runner.components.whole import load_whole
 from runner.config import PlacementConfig, Rest
 from runner.world import World
 

@@ -12,8 +12,10 @@ import offload
 from offload import StoreError
 from offload.engines import stream
 from offload.engines.stream import StreamEngine
-from runner.components.load import Groups, load_component, load_whole
+from runner.components.groups import Groups
+from runner.components.load import load_component
 from runner.components.source import Source
+from runner.components.whole import load_whole
 from runner.config import PlacementConfig
 from runner.errors import UserError
 from runner.trace.clock import Start

@@ -9,7 +9,7 @@ from torch import nn
 import offload
 import sharding
 from runner.components.component import METHODS
-from runner.components.load import placement_of
+from runner.components.groups import placement_of
 from runner.components.skeleton import dtype_plan
 from runner.config import PlacementConfig, Rest, RunConfig, Share
 from tests.recipes.real_sizes import components

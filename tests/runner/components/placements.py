@@ -8,7 +8,8 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
-from runner.components.load import Groups, Loading, load_component
+from runner.components.groups import Groups
+from runner.components.load import Loading, load_component
 from runner.components.source import Source
 from runner.config import PlacementConfig, Rest, Share
 from runner.world import World

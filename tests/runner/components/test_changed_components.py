@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, FluxPipeline, 
 
 from runner.components.directory import directory_of
 from runner.components.identity import identity
-from runner.components.load import from_pretrained, load_whole
+from runner.components.whole import from_pretrained, load_whole
 from runner.config import load_config, to_yaml
 from runner.errors import UserError
 from runner.output.recipe import differences

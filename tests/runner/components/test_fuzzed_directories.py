@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 from runner.components.directory import Directory, read_directory
 from runner.components.files import check_files
 from runner.components.identity import identity
-from runner.components.load import from_pretrained
 from runner.components.reading import file_errors
 from runner.components.source import Source
+from runner.components.whole import from_pretrained
 from runner.errors import UserError
 from tests import tiny
 from tests.memory import peak_anonymous_memory

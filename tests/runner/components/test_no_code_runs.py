@@ -13,9 +13,9 @@ import torch
 from transformers import CLIPImageProcessor, CLIPProcessor, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 from runner.components.directory import read_directory
-from runner.components.load import from_pretrained, load_whole
 from runner.components.skeleton import skeleton
 from runner.components.source import Source
+from runner.components.whole import from_pretrained, load_whole
 from runner.errors import UserError
 from tests import tiny
 from tests.tiny.tokenizers import clip_tokenizer, qwen2_tokenizer

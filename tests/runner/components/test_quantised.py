@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config, Qwen2Model
 
 from runner.components.directory import check_placements, read_directory
-from runner.components.load import load_whole
 from runner.components.source import Source
+from runner.components.whole import load_whole
 from runner.config import load_config
 from runner.errors import UserError
 from tests import tiny

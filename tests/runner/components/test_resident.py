@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from runner.components.directory import read_directory
-from runner.components.load import Groups, load_component, load_whole
+from runner.components.groups import Groups
+from runner.components.load import load_component
 from runner.components.source import Source
+from runner.components.whole import load_whole
 from runner.config import PlacementConfig, Rest, Share
 from runner.errors import UserError
 from runner.world import World

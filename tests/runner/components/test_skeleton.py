@@ -9,9 +9,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 import sharding
 from runner.components.directory import read_directory
-from runner.components.load import load_whole
 from runner.components.skeleton import dtype_plan, skeleton
 from runner.components.source import Source
+from runner.components.whole import load_whole
 from tests import tiny
 
 

@@ -15,7 +15,8 @@ import offload
 import sharding
 from runner.components.component import METHODS, Component, components_of
 from runner.components.directory import read_directory
-from runner.components.load import build_groups, empty, load_component
+from runner.components.groups import build_groups
+from runner.components.load import empty, load_component
 from runner.config import MeshConfig, PlacementConfig, Rest, RunConfig, Share
 from runner.plan.placed import Placed, placed
 from runner.plan.sizes import Sizes, sizes_of
