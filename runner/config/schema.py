@@ -194,7 +194,7 @@ class JobConfig:
     timeout_seconds: float = _option(
         "longest silence of a rank, or stay in one component call, before the job ends", default=600.0
     )
-    grace_seconds: float = _option("time for the wave in progress after a request to stop", default=25.0)
+    grace_seconds: float = _option("time for what is being made, after a request to stop", default=25.0)
     group: int | str = _option(
         "requests that a rank makes together: weights that move come up once for all of them; auto measures",
         default="auto",
