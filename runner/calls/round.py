@@ -323,8 +323,9 @@ class Round:
         name, reason = self._component.name, "a call did not give what the first one of its kind gave"
         self.known.serial[name] = reason
         told = f"{name}: {reason}; its calls are made by every rank from now on"
-        # Where ranks did not meet, those that are in step have still to hear of it.
-        raise ResultsDiffer(told) if self._shared.group is not None else RuntimeError(told)
+        # Where ranks are in step and did not meet here, the others have still to hear of it.
+        all_know = self._shared.group is not None or self._shared.lockstep.size == 1
+        raise ResultsDiffer(told) if all_know else RuntimeError(told)
 
 
 def _has_plain(values: Any) -> bool:
