@@ -17,9 +17,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_unflatten
 
 from runner.calls.glue import Function, Need, Results, like, need_of
+from runner.calls.leaves import leaves_of, with_leaves
 from runner.calls.signature import Spec
 
 _plainly = torch._C.DisableTorchFunctionSubclass
@@ -97,7 +98,7 @@ def _end(pending: Pending, why: str) -> None:
 
 def deferred_in(values: Any) -> list[Deferred]:
     """Those among the arguments of a call, there or not."""
-    return [leaf for leaf in tree_flatten(values)[0] if type(leaf) is Deferred]
+    return [leaf for leaf in leaves_of(values) if type(leaf) is Deferred]
 
 
 def _waiting(values: Any) -> Iterator[Deferred]:
@@ -106,7 +107,7 @@ def _waiting(values: Any) -> Iterator[Deferred]:
 
 def there(values: Any) -> Any:
     """The same with plain tensors, once their round is over."""
-    return tree_map(_plain, values)
+    return with_leaves(_plain, values)
 
 
 def _plain(leaf: Any) -> Any:
@@ -138,7 +139,7 @@ class Later:
 
     def run(self) -> None:
         with _plainly():
-            made = tree_flatten(self._function(*there(self._args), **there(self._kwargs)))[0]
+            made = leaves_of(self._function(*there(self._args), **there(self._kwargs)))
         for deferred, value in zip(self._deferred, made, strict=True):
             become(deferred, value)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map
 
+from runner.calls.leaves import leaves_of
 from runner.calls.signature import Spec, key_of
 
 Function = Callable[..., Any]
@@ -118,7 +119,7 @@ class Shapes:
 
 
 def _devices_in(values: Any) -> list[torch.device]:
-    return [device for value in tree_flatten(values)[0] if (device := _device(value)) is not None]
+    return [device for value in leaves_of(values) if (device := _device(value)) is not None]
 
 
 def _device(value: Any) -> torch.device | None:

@@ -12,6 +12,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._pytree import TreeSpec, tree_flatten
 
 import offload
+from runner.calls.leaves import leaves_of
 from runner.calls.randomness import generator_states
 from runner.calls.recorded import NotKept, fingerprint
 from runner.calls.signature import Spec
@@ -113,7 +114,7 @@ def _learned(output: Any, inputs: Any, blocks: tuple[int, ...]) -> Learned:
     tree, leaves, values = described(output)
     places: dict[int, int] = {}
     first = tuple(places.setdefault(id(value), place) for place, value in enumerate(values))
-    memory = {t.untyped_storage().data_ptr() for t in tree_flatten(inputs)[0] if isinstance(t, Tensor)}
+    memory = {t.untyped_storage().data_ptr() for t in leaves_of(inputs) if isinstance(t, Tensor)}
     for place, value in enumerate(values):
         if isinstance(value, Tensor):
             if type(value) is not Tensor or value.layout is not torch.strided:

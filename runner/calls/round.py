@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_unflatten
 
 from runner.calls.deferred import Deferred, Later, become, deferred_in, there
 from runner.calls.exchange import Parcel, exchange
 from runner.calls.glue import Function, Need, Shapes
 from runner.calls.learning import Knowledge, Learned, described
+from runner.calls.leaves import leaves_of
 from runner.calls.lockstep import Lockstep, PeerLeft
 from runner.calls.round_figures import RoundFigures
 from runner.calls.signature import Spec, Unknown, signature_of
@@ -329,4 +330,4 @@ class Round:
 
 
 def _has_plain(values: Any) -> bool:
-    return any(isinstance(leaf, Tensor) and type(leaf) is not Deferred for leaf in tree_leaves(values))
+    return any(isinstance(leaf, Tensor) and type(leaf) is not Deferred for leaf in leaves_of(values))

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+
+from runner.calls.leaves import with_leaves
 
 _ALIGNMENT = 64  # bytes
 
@@ -19,7 +20,7 @@ class Snapshot:
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
 
     def of(self, values: Any) -> Any:
-        return tree_map(self._one, values)
+        return with_leaves(self._one, values)
 
     def _one(self, value: Any) -> Any:
         if type(value) is not Tensor:
