@@ -35,12 +35,13 @@ ORACLE_DEVICE = "ORACLE_DEVICE"
 
 @dataclass(frozen=True)
 class World:
-    """What a test sees on each rank. `tmp_path` is one folder for all ranks."""
+    """What a test sees on each rank. `tmp_path` is one folder for all ranks; `control` is a gloo group of all."""
 
     rank: int
     size: int
     device: torch.device
     tmp_path: Path
+    control: dist.ProcessGroup | None = None
 
 
 def on_ranks(*sizes: int, soft: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -142,18 +143,28 @@ def _serve(rank: int, size: int, store: Path, connection: Connection, path: list
         world_size=size,
         timeout=TIMEOUT,
     )
+    control = dist.new_group(backend="gloo")
+    kept = _groups()
     while True:
         try:
             file, name, tmp_path, parameters = connection.recv()
         except EOFError:
             break
+        # All ranks are done with the test before. Each group has a thread that never sleeps for long: thousands of them
+        # would take the machine.
+        for group in _groups() - kept:
+            dist.destroy_process_group(group)
         try:
             with nothing_unordered() if soft else nullcontext():
-                _load(file, name)(World(rank, size, device, tmp_path), **parameters)
+                _load(file, name)(World(rank, size, device, tmp_path, control), **parameters)
             connection.send(None)
         except BaseException:
             connection.send(traceback.format_exc())
     dist.destroy_process_group()
+
+
+def _groups() -> set[dist.ProcessGroup]:
+    return set(dist.distributed_c10d._world.pg_map)
 
 
 def _device_of(rank: int, size: int, soft: bool) -> tuple[torch.device, str]:

@@ -34,12 +34,13 @@ from tests.ranks import World as TestWorld
 
 @functools.cache
 def _control() -> dist.ProcessGroup:
+    """Of a world that torchrun started."""
     return dist.new_group(backend="gloo")
 
 
 def joined(world: TestWorld) -> World:
     """The test's ranks as the runner's world, each a team of its own."""
-    return World(world.rank, world.size, world.device, _control())
+    return World(world.rank, world.size, world.device, world.control or _control())
 
 
 def opened(world: TestWorld, path: Path, *overrides: str) -> Pipeline:
