@@ -192,7 +192,7 @@ class Lift:
     def _serve_at(self, place: Place) -> None:
         self._place = place
         block = self._blocks.get((place.component, place.block))
-        turns = [turn for turn in self._turns if not turn.is_over and turn.place == place]
+        turns = [turn for turn in self._turns if not (turn.is_over or turn.open_branches) and turn.place == place]
         if self._meter is not None and block is not None:
             self._meter.begin(place, len({turn.parent or turn for turn in turns}))
         try:

@@ -97,6 +97,18 @@ def test_requests_of_other_sizes_and_steps_share_a_pass(world: World, family: st
         assert torch.equal(made, torch.as_tensor(alone(request)[0][0])), request
 
 
+@pytest.mark.parametrize("family", ["qwenimage"])
+@on_ranks(1)
+def test_one_request_has_learned_its_calls_and_the_others_have_not(world: World, path: Path) -> None:
+    """Prompts of other lengths: the first one's two calls share a pass from the first step on, and end while the
+    others' second calls have yet to begin."""
+    pipeline = opened(world, path, "placement.transformer.rest=disk")
+    call(pipeline, "qwenimage", 0)
+    made = call_together(pipeline, [request_of("qwenimage", index) for index in range(3)])
+    for index, picture in enumerate(made):
+        assert torch.equal(picture, stock_bits("qwenimage", path, index)), index
+
+
 @pytest.mark.parametrize("family", ["flux"])
 @on_ranks(1)
 def test_weights_cross_once_for_all(world: World, path: Path) -> None:
