@@ -13,7 +13,8 @@ import torch
 
 import offload
 from runner.calls.lockstep import TornApart
-from runner.components.resolver import ExecutionMode
+from runner.components.resolver import ExecutionMode, resolve
+from runner.config import Leave
 from tests import tiny
 from tests.distributed.placed import (
     call,
@@ -27,6 +28,7 @@ from tests.distributed.placed import (
 )
 from tests.lora.lora_files import save_adapter
 from tests.ranks import World, on_ranks
+from tests.resuming import Bench
 
 SHARED = ["placement.default.share=shard", "placement.default.rest=disk"]
 FAST = {"flux", "wan22", "dit"}
@@ -116,6 +118,39 @@ def test_adapters_over_weights_that_are_read_together(world: World, path: Path) 
         request = dataclasses.replace(request_of("flux", world.rank), lora={"ink": 0.8})
         assert torch.equal(torch.as_tensor(shared(request)[0][0]), torch.as_tensor(alone(request)[0][0])), mode
         assert torch.equal(call(shared, "flux", 0), stock_bits("flux", path, 0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["flux"])
+@pytest.mark.parametrize("mode", ["merge", "dynamic"])
+@on_ranks(2)
+def test_a_request_with_an_adapter_goes_on_inside_in_both_scopes(world: World, path: Path, mode: str) -> None:
+    """Killed at a call in one scope, it goes on in the other."""
+    if world.rank == 0:
+        save_adapter(tiny.load_stock(path), world.tmp_path / "ink", seed=3)
+    joined(world).gather(None)
+    words = [f"lora.mode={mode}", f"lora.adapters=[{{path: {world.tmp_path / 'ink'}, name: ink}}]"]
+    folder = world.tmp_path / f"rank{world.rank}"
+    folder.mkdir()
+    bench, alone = Bench(opened(world, path, *SHARED, *words), folder), opened(world, path, *words)
+    decisions = {leave: resolve(bench.pipeline.components, leave) for leave in (Leave.weights, Leave.component)}
+    plain = request_of("flux", world.rank)
+    steps = plain.call["num_inference_steps"]
+    for name, lora, request in (
+        ("plain", None, plain),
+        ("ink", {"ink": 0.8}, dataclasses.replace(plain, lora={"ink": 0.8})),
+    ):
+        expected = stock_bits("flux", path, world.rank) if lora is None else torch.as_tensor(alone(request)[0][0])
+        for begun, goes_on in ((Leave.weights, Leave.component), (Leave.component, Leave.weights)):
+            whole = f"{name} {begun}"
+            bench.pipeline.decisions = decisions[begun]
+            made, computed = bench.make(request, whole)
+            assert torch.equal(made, expected) and computed == steps, whole
+            bench.pipeline.decisions = decisions[goes_on]
+            for killed_at in (0, 2, steps):
+                made, computed = bench.make(request, bench.cut(whole, killed_at, torn=50))
+                assert torch.equal(made, expected) and computed == steps - killed_at, (whole, killed_at)
+    assert not bench.said
 
 
 @pytest.mark.parametrize("family", ["flux"])
