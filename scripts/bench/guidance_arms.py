@@ -12,15 +12,19 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransform
 from torch import nn
 
 from bench.paired import measure, refuse_unequal, report
+from runner.calls.exchange import Parcel, exchange
 from runner.calls.lockstep import Lockstep
 from runner.calls.round import Shared
 from runner.calls.rounds import Rounds
+from runner.calls.signature import Spec
 from runner.components.component import Component
 from runner.world import World
+from weights.agreement import gather_int
 
 TEXT = 128  # the width of a prompt's embeddings
 ROUNDS = 400
 HEADS = 6
+LATENTS = (1, 16, 3, 32, 32)
 
 
 def run(world: World, rounds: float) -> dict[str, Any]:
@@ -32,12 +36,15 @@ def run(world: World, rounds: float) -> dict[str, Any]:
     label = f"guidance over {world.size} ranks"
     times = measure(arms, max(3, round(8 * rounds)), world, warmup=1)
     figures = report(times, {label: ("shared out", "every rank makes all")}, world, "a step", {label: 0.55})
-    figures["round_ms"] = {"alone": _round_costs(None), "exchanged": _round_costs(team)}
+    figures["round_ms"] = {
+        "alone": _round_costs(None),
+        "exchanged": _round_costs(team),
+        "collectives": _collectives_cost(team),
+    }
     if world.rank == 0:
         print(
-            "  a round of two calls costs the host {alone:.3f} ms, {exchanged:.3f} exchanged".format(
-                **figures["round_ms"]
-            )
+            "  a round of two calls costs the host {alone:.3f} ms alone; {exchanged:.3f} exchanged, of which the "
+            "collectives take {collectives:.3f}".format(**figures["round_ms"])
         )
     return figures
 
@@ -92,18 +99,19 @@ class _Nothing(nn.Module):
 
 
 def _round_costs(world: World | None) -> float:
-    """Milliseconds of a round of two calls, beside what the calls take without rounds; the least of five times."""
+    """Milliseconds of this thread's processor's time for a round of two calls, beside what the calls take without
+    rounds; the least of five times."""
     alone = Shared(Lockstep(None), torch.device("cpu"), moving=frozenset({"model"}))
     model = _Nothing()
-    hidden, timestep = torch.randn(1, 16, 3, 32, 32), torch.ones(1)
+    hidden, timestep = torch.randn(*LATENTS), torch.ones(1)
 
     def steps() -> float:
-        start = time.perf_counter()
+        latents, start = hidden, time.thread_time()
         for _ in range(ROUNDS):
-            first = model(hidden, timestep=timestep)[0]
-            second = model(hidden, timestep=timestep)[0]
-            second + 3.0 * (first - second)
-        return (time.perf_counter() - start) * 1000 / ROUNDS
+            first = model(latents, timestep=timestep)[0]
+            second = model(latents, timestep=timestep)[0]
+            latents = second + 3.0 * (first - second)  # what the next step is called with, so that each ends a round
+        return (time.thread_time() - start) * 1000 / ROUNDS
 
     with torch.inference_mode():
         plain = min(steps() for _ in range(5))
@@ -112,3 +120,18 @@ def _round_costs(world: World | None) -> float:
             steps()
         with rounds.request():
             return min(steps() for _ in range(5)) - plain
+
+
+def _collectives_cost(world: World) -> float:
+    """The same for nothing but what the ranks of that round say and send: one number each, and each one's result."""
+    latents = torch.randn(*LATENTS)
+    parcels = [(owner, latents if owner == world.rank else None) for owner in range(2)]
+
+    def steps() -> float:
+        start = time.thread_time()
+        for _ in range(ROUNDS):
+            gather_int(1, world.team.control)
+            exchange([Parcel(owner, Spec.of(latents), value) for owner, value in parcels], world.team.guidance_group)
+        return (time.thread_time() - start) * 1000 / ROUNDS
+
+    return min(steps() for _ in range(5))
