@@ -41,7 +41,7 @@ class Shared:
 
     `team`: the ranks that make one request; `group`: those of them that share out its calls, to exchange results on
     their device. `lockstep`: all that keep in step with this rank, its team among them; they meet
-    before results are exchanged. `sharded`: the components whose weights ranks share; `moving`: those whose weights
+    before results are exchanged. `sharded`: the components that ranks call together; `moving`: those whose weights
     come up anew at each call; `together` makes calls of one in a single pass."""
 
     lockstep: Lockstep

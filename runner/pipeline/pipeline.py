@@ -105,7 +105,7 @@ class Pipeline:
             self.world.device,
             team.control,
             team.guidance_group,
-            sharded=frozenset(one.name for one in self.components if one.is_sharded and self.lockstep.size > 1),
+            sharded=frozenset(one.name for one in self.components if one.is_called_together and self.lockstep.size > 1),
             moving=moving,
             together=self._make_calls_together,
         )
