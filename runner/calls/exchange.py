@@ -41,6 +41,12 @@ def exchange(parcels: Sequence[Parcel], group: dist.ProcessGroup) -> int:
     return sum(wire.numel() for _, _, wire, _ in on_the_way)
 
 
+def received(parcels: Sequence[Parcel], group: dist.ProcessGroup) -> int:
+    """Of parcels that were exchanged: the bytes that came from other ranks."""
+    me = dist.get_rank(group)
+    return sum(one.value.nbytes for one in parcels if one.owner != me and one.value is not None)
+
+
 def _bytes_of(tensor: Tensor) -> Tensor:
     """The elements as one row of bytes: in place where they are one stretch of memory, in whatever order."""
     if _is_dense(tensor):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 
 from runner.calls.deferred import Deferred, Later, become, deferred_in, there
-from runner.calls.exchange import Parcel, exchange
+from runner.calls.exchange import Parcel, exchange, received
 from runner.calls.glue import Function, Need, Shapes
 from runner.calls.learning import Knowledge, Learned, described
 from runner.calls.leaves import leaves_of
@@ -21,6 +21,8 @@ from runner.calls.signature import Spec, Unknown, signature_of
 from runner.calls.snapshot import Snapshot, modes_of_now
 from runner.calls.turns import this_turn
 from runner.components.component import Component
+from runner.trace.interval import Lane
+from runner.trace.recorder import Recorder
 from weights.agreement import Group, rank_in, size_of
 
 Compute = Callable[..., Any]
@@ -42,7 +44,8 @@ class Shared:
     `team`: the ranks that make one request; `group`: those of them that share out its calls, to exchange results on
     their device. `lockstep`: all that keep in step with this rank, its team among them; they meet
     before results are exchanged. `sharded`: the components that ranks call together; `moving`: those whose weights
-    come up anew at each call; `together` makes calls of one in a single pass."""
+    come up anew at each call; `together` makes calls of one in a single pass; `recorder` is told what meetings and
+    exchanges take."""
 
     lockstep: Lockstep
     device: torch.device
@@ -53,6 +56,7 @@ class Shared:
     together: Together = _one_by_one
     shapes: Shapes = field(default_factory=Shapes)
     figures: RoundFigures = field(default_factory=RoundFigures)
+    recorder: Recorder = field(default_factory=Recorder)
 
     @property
     def size(self) -> int:
@@ -287,7 +291,9 @@ class Round:
             for call in calls
             for p in call.results
         }
-        crossed = exchange(list(parcels.values()), self._shared.group)
+        with self._shared.recorder.range("exchange", Lane.exchange, component=self._component.name) as under_way:
+            crossed = exchange(list(parcels.values()), self._shared.group)
+            under_way.num_bytes = received(list(parcels.values()), self._shared.group)
         for call in calls:
             call.leaves = list(call.leaves or call.learned.leaves)
         for (call, p), parcel in parcels.items():
@@ -297,7 +303,11 @@ class Round:
 
     def _any(self, flag: bool, place: str) -> bool:
         self._come_to_component()
-        return self._shared.lockstep.any(flag, place)
+        assert self._component is not None
+        if this_turn() is not None:  # it pauses here, and whoever serves it meets the other ranks
+            return self._shared.lockstep.any(flag, place)
+        with self._shared.recorder.range("meet", Lane.wait, component=self._component.name):
+            return self._shared.lockstep.any(flag, place)
 
     def _make_put_off(self, calls: Sequence[Call]) -> None:
         """Those of this rank that wait, and as many more as another rank makes that shares the weights."""

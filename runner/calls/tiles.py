@@ -10,7 +10,7 @@ the decoder keeps a cache from call to call (video, frame by frame), every rank 
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -18,12 +18,14 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from runner.calls.exchange import Parcel, exchange
+from runner.calls.exchange import Parcel, exchange, received
 from runner.calls.lockstep import Lockstep
 from runner.calls.randomness import generator_states, set_generators
 from runner.calls.signature import Spec, Unknown, signature_of
 from runner.components.component import Component
 from runner.team import Team
+from runner.trace.interval import Lane
+from runner.trace.recorder import Recorder
 from weights.agreement import gather
 from weights.overrides import Overrides
 
@@ -61,11 +63,18 @@ class _Decoding:
 class Tiles:
     """Laid over the decoders of a team's components that can decode in tiles; put on once."""
 
-    def __init__(self, components: Sequence[Component], team: Team, lockstep: Lockstep, device: torch.device) -> None:
+    def __init__(
+        self,
+        components: Sequence[Component],
+        team: Team,
+        lockstep: Lockstep,
+        device: torch.device,
+        recorder: Recorder | None = None,
+    ) -> None:
         self.reasons: dict[str, str | None] = {}  # why every rank computes all tiles of a component, None where not
         self.decoded: dict[str, int] = {}  # tiles that this rank computed of those that were shared out
         self._team, self._lockstep, self._device = team, lockstep, device
-        self._overrides = Overrides()
+        self._recorder, self._overrides = recorder or Recorder(), Overrides()
         self._decoding: ContextVar[_Decoding | None] = ContextVar("_decoding", default=None)
         for component in components:
             if callable(getattr(component.module, "tiled_decode", None)):
@@ -136,18 +145,28 @@ class Tiles:
                 self._computed(calls[-1])
         odd = generator_states(self._device) != before or any(type(result) is not Tensor for result in made.values())
         # Also the meeting: a rank that failed at a tile is missed here, and not in a collective.
-        if self._lockstep.any(odd, place):
+        with self._recorder.range("meet", Lane.wait, component=component.name):
+            is_odd = self._lockstep.any(odd, place)
+        if is_odd:
             set_generators(before, self._device)
             self.reasons[component.name] = "its decoder draws random numbers, or gives more than a tensor"
             return None
         self.decoded[component.name] = self.decoded.get(component.name, 0) + len(mine)
-        specs: dict[int, Spec] = {}
+        with self._recorder.range("exchange", Lane.exchange, component=component.name) as under_way:
+            parcels = self._exchanged(made, len(calls))
+            assert team.group is not None
+            under_way.num_bytes = received(parcels, team.group)
+        return [parcel.value for parcel in parcels if parcel.value is not None]
+
+    def _exchanged(self, made: Mapping[int, Tensor], number: int) -> list[Parcel]:
+        """All `number` results, of which this rank made some. Only who made one knows what it is like."""
+        team, specs = self._team, dict[int, Spec]()
         for theirs in gather({index: Spec.of(result) for index, result in made.items()}, team.control):
             specs |= theirs
-        parcels = [Parcel(index % team.size, specs[index], made.get(index)) for index in range(len(calls))]
+        parcels = [Parcel(index % team.size, specs[index], made.get(index)) for index in range(number)]
         assert team.group is not None
         exchange(parcels, team.group)
-        return [parcel.value for parcel in parcels if parcel.value is not None]
+        return parcels
 
     def _computed(self, call: Call) -> Any:
         token = self._decoding.set(None)  # a decoder within the decoder is its own

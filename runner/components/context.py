@@ -32,6 +32,7 @@ from diffusers.models.attention_processor import Attention, MochiAttention
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from weights.observer import Observer
 from weights.overrides import moves_no_weights
 
 # What a ControlNet, which has no plan and runs whole on each rank, adds to the blocks: (batch, tokens, channels) each.
@@ -58,6 +59,7 @@ class Context:
 
     def __init__(self, module: nn.Module, mesh: DeviceMesh) -> None:
         self.size = mesh.size()
+        self.observer: Observer | None = None  # is told what it took to have the tokens whole again
         self._config = _Config(ulysses_degree=self.size, mesh=mesh)
         self._parallel = ParallelConfig(context_parallel_config=self._config)
         # The device is for diffusers' own mesh.
@@ -120,10 +122,18 @@ class Context:
         def gather(part: nn.Module, output: Any) -> Any:
             outputs = [output] if isinstance(output, torch.Tensor) else output
             pairs = zip(outputs, what, strict=True)
-            whole = [x if one is None else self._config.whole_of(x, one.gather_dim) for x, one in pairs]
+            whole = [x if one is None else self._whole(x, one.gather_dim) for x, one in pairs]
             return whole[0] if isinstance(output, torch.Tensor) else tuple(whole)
 
         self._after(part, gather)
+
+    def _whole(self, x: torch.Tensor, dim: int) -> torch.Tensor:
+        if self.observer is None:
+            return self._config.whole_of(x, dim)
+        began = self.observer.now()
+        whole = self._config.whole_of(x, dim)
+        self.observer.tell("exchange", "", began, self.observer.now(), whole.nbytes - x.nbytes)
+        return whole
 
     def _before(self, part: nn.Module, hook: Callable[..., Any]) -> None:
         def before(part: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -28,6 +28,7 @@ from runner.calls.trial import Compared, Parity, Trial
 from runner.calls.turns import Turn, this_turn
 from runner.calls.witness import Witness
 from runner.components.component import components_of
+from runner.components.context import context_of
 from runner.components.groups import Groups
 from runner.components.load import Loading
 from runner.components.resolver import Decision, ExecutionMode, enter, resolve
@@ -84,7 +85,8 @@ class Pipeline:
         self._observe_weights()
         self._block_hooks: list[Any] = []
         team = world.team
-        self.tiles = Tiles(self.components, team, self.lockstep, world.device) if team.size > 1 else None
+        laid_over = (self.components, team, self.lockstep, world.device, self.recorder)
+        self.tiles = Tiles(*laid_over) if team.size > 1 else None
         self._lift: Lift | None = None
         self.rounds = self._lay_rounds()
         self._after = 0.0  # seconds that decoding and writing take, the most that was seen in a group
@@ -108,6 +110,7 @@ class Pipeline:
             sharded=frozenset(one.name for one in self.components if one.is_called_together and self.lockstep.size > 1),
             moving=moving,
             together=self._make_calls_together,
+            recorder=self.recorder,
         )
         return Rounds(self.components, shared, self.stock)
 
@@ -143,6 +146,8 @@ class Pipeline:
             if (offloader := offload.offloader_of(component.module)) is not None:
                 offloader.traffic.observer = observer
             sharding.observe_gathers(component.module, observer, self._overrides)
+            if (context := context_of(component.module)) is not None:
+                context.observer = observer
 
     def trace(self, details: Details) -> None:
         """From now on keep each interval, down to the blocks; before requests are made together for the first time."""

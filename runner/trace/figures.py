@@ -15,7 +15,7 @@ WARM_UP, STEADY = "warm-up", "steady"
 class Figures:
     """Of the calls of a component, in seconds.
 
-    `compute`: the calls, without the waits for weights and the exchanges inside them. `exposed_wait`: what computes
+    `compute`: the calls, without the waits, meetings and exchanges inside them. `exposed_wait`: what computes
     stood and waited for weights. `transfer`: weights were on their way.
     """
 
@@ -37,6 +37,8 @@ class Figures:
         return round(100 * self.hidden / self.transfer, 1) if self.transfer > 0 else None
 
     def add(self, kind: Kind, total: Sum) -> None:
+        if kind.inside == "component" and kind.lane in (Lane.wait, Lane.exchange):
+            self.compute -= total.seconds
         if kind.name == "component":
             self.calls += total.times
             self.compute += total.seconds
@@ -49,8 +51,6 @@ class Figures:
         else:
             return
         self.num_bytes += total.num_bytes
-        if kind.inside == "component" and kind.lane in (Lane.wait, Lane.exchange):
-            self.compute -= total.seconds
 
     def to_json(self) -> dict[str, Any]:
         return {

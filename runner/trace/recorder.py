@@ -288,7 +288,13 @@ def _interval(told: _Told, begin: float, end: float) -> Interval:
     )
 
 
-_LANES = {"prefetch": Lane.prefetch, "gather": Lane.prefetch, "wait": Lane.wait, "release": Lane.compute}
+_LANES = {
+    "prefetch": Lane.prefetch,
+    "gather": Lane.prefetch,
+    "wait": Lane.wait,
+    "release": Lane.compute,
+    "exchange": Lane.exchange,
+}
 
 
 class OfWeights:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +26,7 @@ from runner.trace.sums import sums_of
 from tests import tiny
 from tests.distributed.placed import call, call_together, opened, request_of
 from tests.distributed.test_generate import ROOT, generate
+from tests.distributed.test_tiles import LARGER, tile
 from tests.ranks import World, on_ranks
 
 
@@ -149,9 +150,15 @@ def path(tiny_root: Path) -> Path:
     return tiny.build("flux", tiny_root)
 
 
+@pytest.fixture(scope="module")
+def qwenimage(tiny_root: Path) -> Path:
+    return tiny.build("qwenimage", tiny_root)
+
+
 @contextmanager
 def intervals_of(pipeline: Pipeline) -> Iterator[list[Interval]]:
     kept: list[Interval] = []
+    pipeline.recorder.settle()  # of what was made before
     if pipeline.recorder.details is None:
         pipeline.trace(Details(Start(0.0, 0.0), kept.extend))
     assert pipeline.recorder.details is not None
@@ -201,6 +208,69 @@ def test_waits_for_a_slow_disk_are_exposed_by_what_compute_does_not_hide(world: 
     assert slow.exposed_wait <= slow.transfer + 0.05
     assert slow.overlap_percent is not None and slow.overlap_percent < 60
     assert fast.exposed_wait < 0.1 * slow.exposed_wait + 0.05
+
+
+@contextmanager
+def bytes_made(module: Any) -> Iterator[list[int]]:
+    """Of each output of the module meanwhile."""
+    made: list[int] = []
+    handle = module.register_forward_hook(lambda _module, _args, output: made.append(tensor_of(output).nbytes))
+    yield made
+    handle.remove()
+
+
+def tensor_of(output: Any) -> torch.Tensor:
+    return output if isinstance(output, torch.Tensor) else output[0]
+
+
+def exchanges(kept: Sequence[Interval]) -> list[Interval]:
+    return [one for one in kept if one.lane is Lane.exchange]
+
+
+@on_ranks(2)
+def test_the_exchanges_of_a_round_are_there_with_their_bytes(world: World, qwenimage: Path) -> None:
+    """Each rank makes one of two calls a step, and gets the other's result."""
+    pipeline = opened(world, qwenimage, "mesh.guidance=2")
+    with bytes_made(pipeline.stock.transformer) as made:  # a stranger's hook: each rank makes both calls of each step
+        call(pipeline, "qwenimage", 0)
+    call(pipeline, "qwenimage", 0)  # each rank learns what the calls give
+    with intervals_of(pipeline) as kept:
+        call(pipeline, "qwenimage", 0)
+    steps = len(made) // 2
+    exchanged = [one for one in exchanges(kept) if one.component == "transformer"]
+    assert [one.num_bytes for one in exchanged] == made[:steps] and steps > 1
+    assert {(one.name, one.stage) for one in exchanged} == {("exchange", "denoise")}
+    assert [one.step for one in exchanged] == list(range(steps)), exchanged
+    met = [one for one in kept if (one.name, one.component) == ("meet", "transformer")]
+    assert len(met) == steps, "the ranks meet before each"
+    denoised = where(sums_of(kept), 1.0).components["denoise", "transformer", False]
+    assert denoised.exchange == pytest.approx(sum(one.seconds for one in exchanged if one.step), abs=1e-5)
+
+
+@on_ranks(2)
+def test_the_exchange_of_tiles_is_there_with_its_bytes(world: World, path: Path) -> None:
+    pipeline = opened(world, path, "mesh.guidance=2")
+    tile(pipeline.stock.vae, "flux")
+    with bytes_made(pipeline.stock.vae.decoder) as made, intervals_of(pipeline) as kept:
+        pipeline(request_of("flux", 0, **LARGER))
+    (exchange,) = (one for one in exchanges(kept) if one.component == "vae")
+    of_ranks = pipeline.world.gather(sum(made))
+    assert exchange.num_bytes == of_ranks[1 - world.rank] > 0, "the tiles of the other rank"
+    decoded = where(sums_of(kept), 1.0).components["decode", "vae", True]
+    (called,) = (one for one in kept if (one.name, one.component) == ("component", "vae"))
+    (met,) = (one for one in kept if (one.name, one.component) == ("meet", "vae"))
+    assert decoded.compute == pytest.approx(called.seconds - exchange.seconds - met.seconds, abs=1e-5)
+
+
+@on_ranks(2)
+def test_the_exchange_of_tokens_is_there_with_its_bytes(world: World, path: Path) -> None:
+    pipeline = opened(world, path, "mesh.context=2")
+    with bytes_made(pipeline.stock.transformer) as made, intervals_of(pipeline) as kept:
+        call(pipeline, "flux", 0)
+    assert made and [one.num_bytes for one in exchanges(kept)] == [num_bytes // 2 for num_bytes in made]
+    calls = [one for one in kept if (one.name, one.component) == ("component", "transformer")]
+    for one, around in zip(exchanges(kept), calls, strict=True):
+        assert one.component == "transformer" and around.begin <= one.begin <= one.end <= around.end
 
 
 @on_ranks(1)
