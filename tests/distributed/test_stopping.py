@@ -77,7 +77,10 @@ def test_ranks_drain_together_whoever_is_asked(asked: str, tmp_path: Path) -> No
         job.gone_after(60)
     finally:
         job.kill()
-    begun = [id for line in lines(output / "attempts.jsonl") for id in json.loads(line).get("started", [])]
+    told = [json.loads(line) for line in lines(output / "attempts.jsonl")]
+    begun, withdrawn = ({id for line in told for id in line.get(word, [])} for word in ("started", "withdrawn"))
+    made = {json.loads(line)["id"] for line in lines(output / "manifest.jsonl")}
     assert state(output) == "stopped"
-    assert sorted(begun) == sorted(json.loads(line)["id"] for line in lines(output / "manifest.jsonl"))
+    # Each rank finishes what it has; what was handed to one that was asked already is given back.
+    assert made <= begun and begun - made <= withdrawn and len(begun - made) <= 2
     assert not list(output.rglob(".*"))
