@@ -8,7 +8,6 @@ and every bit of its arguments are the same; where the two part, the log ends an
 """
 
 import functools
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 
 from runner.calls.boundary import Boundaries
+from runner.calls.duration import Duration, is_worth_a_log
 from runner.calls.lockstep import Lockstep, PeerLeft
 from runner.calls.randomness import generator_states, set_generators
 from runner.calls.recorded import NotKept, fingerprint, pack, unpack
@@ -35,8 +35,6 @@ from runner.progress import Progress
 from runner.request import Request
 from weights.overrides import Overrides
 
-WORTH = 60.0  # seconds that a request takes before `auto` keeps a log of it
-DECIDE = 5.0  # seconds after which `auto` decides, where two steps take longer
 CALLS_A_STEP = 2  # expected where nothing is known yet: one with the prompt, one without
 
 
@@ -83,12 +81,9 @@ class _Inside:
     generator: torch.Generator | None
     kind: str
     wanted: bool | None  # whether its calls are written; None until `auto` knows how long it takes
-    steps: Callable[[], tuple[int, int]]  # done, and in all
+    duration: Duration
     together: bool = True  # whether the ranks that share the call still have all answers
     held: list[tuple[dict[str, Any], list[memoryview]]] = field(default_factory=list)
-    begun: float = field(default_factory=time.monotonic)
-    seconds: list[float] = field(default_factory=list)  # of each call, replayed or computed
-    first_step: float | None = None  # when it was over
     replayed: int = 0
     is_in_call: bool = False
 
@@ -147,11 +142,11 @@ class Replay:
         """Around the pipeline's own call. When it is left, however, what was logged is on the disk."""
         kind = alike_text(request.call)
         wanted = True if resume.always or not resume.log.is_at_end else self._is_worth(kind)
-        inside = _Inside(resume, generator, kind, wanted, self._steps.of_this())
+        inside = _Inside(resume, generator, kind, wanted, Duration(self._steps.of_this()))
         self._making.set(inside)
         self._under_way.append(inside)
         if (turn := this_turn()) is not None:
-            turn.seconds_by_log = lambda: self._seconds_needed(inside) if self._keeps(inside) else None
+            turn.seconds_by_log = lambda: inside.duration.needed() if self._keeps(inside) else None
         for component in self._components:
             if wanted is not False and self._off is None and (reason := why_stateful(component.module)) is not None:
                 self._turn_off(f"{component.name}: {reason}")
@@ -159,7 +154,7 @@ class Replay:
         try:
             yield
             if not inside.replayed:
-                self._seconds[kind] = time.monotonic() - inside.begun
+                self._seconds[kind] = inside.duration.so_far
         except (StoppedInside, PeerLeft) as error:
             if isinstance(error, StoppedInside) and self._keeps(inside):
                 inside.wanted = True  # also where it was not known yet whether it is worth it
@@ -174,7 +169,7 @@ class Replay:
             self.kept.bytes_logged += resume.log.bytes_appended
 
     def _is_worth(self, kind: str) -> bool | None:
-        return self._seconds[kind] >= WORTH if kind in self._seconds else None
+        return is_worth_a_log(self._seconds[kind]) if kind in self._seconds else None
 
     # One call.
 
@@ -194,7 +189,7 @@ class Replay:
         if record is not None and inside.together:
             return self._replayed(inside, component, record)
         if record is not None:  # the ranks beside this one have to compute it
-            inside.seconds.append(record.header["seconds"])
+            inside.duration.calls.append(record.header["seconds"])
         keeps = called is not None and record is None and self._keeps(inside)
         inside.is_in_call = True
         try:
@@ -233,7 +228,7 @@ class Replay:
             output = unpack(record.header["output"], record.body, self._device)
         set_generators(record.header["drew"], self._device, inside.generator)
         inside.replayed += 1
-        inside.seconds.append(record.header["seconds"])
+        inside.duration.calls.append(record.header["seconds"])
         if inside.resume.log.writes:  # filler work replays what another rank counts
             self.kept.calls_replayed += 1
             self.kept.seconds_replayed += record.header["seconds"]
@@ -283,7 +278,7 @@ class Replay:
             self._turn_off(f"{component.name}: {error}")
             return
         seconds = header["seconds"] + (waited or 0.0)
-        inside.seconds.append(seconds)
+        inside.duration.calls.append(seconds)
         self._keep(inside, {**header, "seconds": seconds, "output": tree}, body)
         self.kept.seconds_logging += time.perf_counter() - seconds_paused() - start
 
@@ -304,7 +299,7 @@ class Replay:
     def _keep(self, inside: _Inside, header: dict[str, Any], body: list[memoryview]) -> None:
         inside.held.append((header, body))
         if inside.wanted is None:
-            inside.wanted = self._decide(inside)
+            inside.wanted = inside.duration.is_worth()
         if inside.wanted:
             self._write_held(inside)
         elif inside.wanted is False:
@@ -326,17 +321,6 @@ class Replay:
             self.kept.calls_logged += 1
         inside.held.clear()
 
-    def _decide(self, inside: _Inside) -> bool | None:
-        """Whether the request will take long, once two steps are made (the first warms up) or some seconds are over."""
-        now, steps = time.monotonic(), self._steps
-        if steps.done and inside.first_step is None:
-            inside.first_step = now
-        if steps.done >= 2 and inside.first_step is not None:
-            return (now - inside.first_step) / max(steps.done - 1, 1) * steps.total >= WORTH
-        if now - inside.begun < DECIDE:
-            return None
-        return not steps.total or (now - inside.begun) / max(steps.done, 1) * steps.total >= WORTH
-
     def _turn_off(self, reason: str) -> None:
         """For good: what was logged so far cannot stand for the calls either."""
         self._off = reason
@@ -351,15 +335,5 @@ class Replay:
         if this_turn() is not None:
             return  # the requests of a group share the time that is left: whoever serves them says which go on
         left = inside.resume.time_left()
-        if left is not None and self._keeps(inside) and self._seconds_needed(inside) > left:
+        if left is not None and self._keeps(inside) and inside.duration.needed() > left:
             raise StoppedInside
-
-    def _seconds_needed(self, inside: _Inside) -> float:
-        """For one more call at least, and for the steps that are left, as far as both are known. The first call that is
-        computed warms up: alone it tells nothing of the others."""
-        seconds = inside.seconds
-        if len(seconds) < 2:
-            return sum(seconds)
-        done, total = inside.steps()
-        calls_a_step = len(seconds) / max(done, 1)
-        return statistics.median(seconds) * max((total - done) * calls_a_step, 1.0)

@@ -11,7 +11,9 @@ import torch
 from diffusers import FirstBlockCacheConfig
 from torch import nn
 
+import runner.calls.duration
 import runner.calls.replay
+from runner.calls.duration import Duration
 from runner.calls.recorded import NotKept, fingerprint, pack, unpack
 from runner.calls.replay import StoppedInside
 from runner.config import load_config
@@ -97,8 +99,8 @@ def test_how_long_a_request_still_takes_is_told_by_its_steps(flux: Bench, monkey
     monkeypatch.setattr(runner.calls.replay, "time", clock)
     needed: list[float] = []
     assert flux.pipeline.replay is not None
-    asked = flux.pipeline.replay._seconds_needed
-    monkeypatch.setattr(flux.pipeline.replay, "_seconds_needed", lambda one: needed.append(asked(one)) or 0.0)
+    asked = Duration.needed
+    monkeypatch.setattr(Duration, "needed", lambda one: needed.append(asked(one)) or 0.0)
     flux.make(request_of("flux"), "timed", time_left=lambda: 1e9)
     assert needed == [0.0, 10.0, 20.0, 10.0], "the first call may have warmed up"
 
@@ -112,13 +114,13 @@ def test_auto_keeps_logs_of_long_requests_only(flux: Bench, monkeypatch: pytest.
     )  # the next one is known to be short: it is not even looked at
     flux.make(request, "short", always=False)
     monkeypatch.undo()
-    monkeypatch.setattr(runner.calls.replay, "WORTH", 0.0)
+    monkeypatch.setattr(runner.calls.duration, "WORTH", 0.0)
     flux.make(request, "long", always=False)
     assert flux.records("long") == 4
     monkeypatch.undo()
     longer = request_of("flux", num_inference_steps=5)
-    monkeypatch.setattr(runner.calls.replay, "DECIDE", 0.0)
-    monkeypatch.setattr(runner.calls.replay, "WORTH", 1e-9)
+    monkeypatch.setattr(runner.calls.duration, "DECIDE", 0.0)
+    monkeypatch.setattr(runner.calls.duration, "WORTH", 1e-9)
     flux.make(longer, "longer", always=False)
     assert flux.records("longer") == 5, "what came before the decision is in it"
     monkeypatch.undo()
