@@ -18,7 +18,6 @@ One node. Ranks are gloo processes on CPUs, or take an accelerator each where th
 rank free: ranks wait for one another, so that whatever else runs slows down all of them.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -27,12 +26,12 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 from bench import layouts, loads, modes, textbook
+from bench.parts import parse
 
 from runner.world import World, joined_world
 
@@ -40,7 +39,7 @@ PARTS = ("modes", "handwritten", "load", "layout")
 
 
 def main() -> None:
-    options = _parse()
+    options = parse(__doc__, PARTS)
     diffusers.utils.logging.set_verbosity_error()
     figures: dict[str, Any] = {}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # as torchrun does, and temporary folders go
@@ -73,17 +72,6 @@ def _lay_out(world: World) -> list[layouts.LaidOut]:
             rows = process.submit(layouts.lay_out_all).result()
         print(layouts.table(rows), flush=True)
     return world.gather(rows)[0]
-
-
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=PARTS, action="append", help="one part, or several (default: all)")
-    parser.add_argument("--rounds", type=float, default=1.0, metavar="X", help="times the usual rounds (default: 1)")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there too")
-    options = parser.parse_args()
-    if options.rounds <= 0:
-        parser.error(f"--rounds={options.rounds}; it multiplies the rounds, so it is more than 0")
-    return options
 
 
 def _machine(world: World) -> str:

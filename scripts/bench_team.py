@@ -13,14 +13,13 @@ a core for each rank free: ranks wait for one another, so that whatever else run
 machine believe the processor's time, and of that the `quiet` ratio.
 """
 
-import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import diffusers
 from bench import context_arms, guidance_arms
+from bench.parts import parse
 
 from runner.world import joined_world
 
@@ -28,7 +27,7 @@ PARTS = {"context": context_arms.run, "guidance": guidance_arms.run}
 
 
 def main() -> None:
-    options = _parse()
+    options = parse(__doc__, PARTS)
     diffusers.utils.logging.set_verbosity_error()
     figures: dict[str, Any] = {}
     with joined_world() as world:
@@ -36,17 +35,6 @@ def main() -> None:
             figures[part] = PARTS[part](world, options.rounds)
         if world.rank == 0 and options.json:
             options.json.write_text(json.dumps(figures, indent=1, default=asdict) + "\n")
-
-
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=PARTS, action="append", help="one part, or several (default: all)")
-    parser.add_argument("--rounds", type=float, default=1.0, metavar="X", help="times the usual rounds (default: 1)")
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there too")
-    options = parser.parse_args()
-    if options.rounds <= 0:
-        parser.error(f"--rounds={options.rounds}; it multiplies the rounds, so it is more than 0")
-    return options
 
 
 if __name__ == "__main__":

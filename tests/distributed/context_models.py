@@ -21,6 +21,14 @@ from tests.tiny.weights import randomise
 
 TEXT_DIM = 16
 Call = dict[str, Any]
+LIKE_WAN: dict[str, int] = {
+    "num_attention_heads": 4,
+    "attention_head_dim": 12,
+    "in_channels": 4,
+    "out_channels": 4,
+    "text_dim": TEXT_DIM,
+    "num_layers": 3,
+}
 
 
 def flux() -> nn.Module:
@@ -122,14 +130,9 @@ def call_of_qwenimage_edit(tokens: int, text: int) -> Call:
 
 def wan(**settings: Any) -> nn.Module:
     return WanTransformer3DModel(
-        num_attention_heads=4,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
-        text_dim=TEXT_DIM,
+        **LIKE_WAN,
         freq_dim=32,
         ffn_dim=64,
-        num_layers=3,
         rope_max_seq_len=64,
         **settings,
     )
@@ -155,14 +158,9 @@ def call_of_wan_with_picture(tokens: int, text: int) -> Call:
 
 def chronoedit() -> nn.Module:
     return ChronoEditTransformer3DModel(
-        num_attention_heads=4,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
-        text_dim=TEXT_DIM,
+        **LIKE_WAN,
         freq_dim=32,
         ffn_dim=64,
-        num_layers=3,
         rope_max_seq_len=64,
         image_dim=TEXT_DIM,
         added_kv_proj_dim=48,
@@ -171,14 +169,9 @@ def chronoedit() -> nn.Module:
 
 def helios(**settings: Any) -> nn.Module:
     return HeliosTransformer3DModel(
-        num_attention_heads=4,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
-        text_dim=TEXT_DIM,
+        **LIKE_WAN,
         freq_dim=16,
         ffn_dim=32,
-        num_layers=3,
         rope_dim=(4, 4, 4),
         **settings,
     )

@@ -18,8 +18,8 @@ from tests import tiny
 from tests.census.arms import write_case
 from tests.census.cases import CASES
 from tests.distributed.placed import call, call_together, joined, opened, request_of, run_prompts, stock_bits
+from tests.distributed.teams import failing, prompts_of
 from tests.distributed.test_context_forwards import assert_alike, difference
-from tests.distributed.test_teams import failing, prompts_of
 from tests.lora.lora_files import save_adapter
 from tests.ranks import World, on_ranks
 from tests.resuming import Bench

@@ -12,7 +12,7 @@ from runner.job.results import Failed, Made
 from runner.pipeline.pipeline import Pipeline
 from tests import tiny
 from tests.distributed.placed import opened, run_prompts
-from tests.distributed.test_teams import FAMILY, expect_recorded, expect_stock_pictures, prompts_of
+from tests.distributed.teams import FAMILY, expect_recorded, expect_stock_pictures, prompts_of
 from tests.ranks import World, on_ranks
 
 STEPS = tiny.FAMILIES[FAMILY].call["num_inference_steps"]
