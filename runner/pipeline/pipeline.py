@@ -100,6 +100,8 @@ class Pipeline:
         weights; None where there is neither."""
         team = self.world.team
         moving = frozenset(component.name for component in self.components if moving_blocks(component))
+        if self.why_alone is not None:
+            moving = frozenset()  # a call that is put off would find the model as the next one wants it
         if team.guidance == 1 and not moving:
             return None
         shared = Shared(

@@ -19,6 +19,7 @@ from tests.offload.offload_models import Stack, example
 from tests.offload.stores.store_files import bits, contents
 from tests.offload.test_schedule_faults import ENGINES, units_by_weight
 from weights.checkpoint import Checkpoint
+from weights.observer import Observer
 
 CPU = torch.device("cpu")
 
@@ -230,9 +231,9 @@ class Unwaiting:
 def test_an_edit_before_the_copy_is_there_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     wait = Slot.wait
 
-    def edit_first(slot: Slot) -> None:
+    def edit_first(slot: Slot, observer: Observer | None = None) -> None:
         engine, slot.engine = slot.engine, Unwaiting(slot.engine)  # type: ignore[assignment]
-        wait(slot)
+        wait(slot, observer)
         slot.engine = engine
         engine.wait(slot.copied)
 
