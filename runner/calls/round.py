@@ -144,11 +144,14 @@ class Round:
         assert learned is not None
         self._end_before_other_blocks(learned)
         call = Call(learned, partial(compute, *args, **kwargs))
-        if self.known.widest.get(name, 1) > 1:
+        modes = modes_of_now(self._shared.device.type)
+        if self.known.widest.get(name, 1) > 1 and (modes or not self._meets_before_calls):
             call.owner = len(self._calls) % self._shared.size
-        if call.owner is None or (
-            call.owner == self._shared.rank and not self._is_put_off(call, compute, args, kwargs)
-        ):
+        is_mine = call.owner == self._shared.rank
+        if is_mine and modes and self._is_better_later:  # called with what it is called with now
+            args, kwargs = Snapshot().of((args, kwargs))
+            call.compute = modes.around(partial(compute, *args, **kwargs))
+        elif is_mine or call.owner is None:
             output = call.compute()
             if not call.take(output) and (call.owner is None or self._shared.group is None):
                 del self.known.calls[name, signature]  # every rank sees it
@@ -157,17 +160,19 @@ class Round:
         self._calls.append(call)
         return call.hand_out(self)
 
-    def _is_put_off(self, call: Call, compute: Compute, args: Any, kwargs: Any) -> bool:
-        """Where several calls of this rank can share a pass over the weights; it keeps what it is called with then."""
+    @property
+    def _is_better_later(self) -> bool:
+        """Where several calls of this rank can share a pass over the weights. And where ranks that make other requests
+        are to be in the same calls: made at once, one rank would be in a call while the next waits before its own."""
         assert self._component is not None
         name = self._component.name
-        if name not in self._shared.moving or self.known.widest.get(name, 1) <= self._shared.size:
-            return False
-        if (modes := modes_of_now(self._shared.device.type)) is None:
-            return False
-        args, kwargs = Snapshot().of((args, kwargs))
-        call.compute = modes.around(partial(compute, *args, **kwargs))
-        return True
+        shares_pass = name in self._shared.moving and self.known.widest.get(name, 1) > self._shared.size
+        return shares_pass or self._meets_before_calls
+
+    @property
+    def _meets_before_calls(self) -> bool:
+        assert self._component is not None
+        return self._shared.is_mixed and self._component.name in self._shared.sharded
 
     def _end_before_other_blocks(self, learned: Learned) -> None:
         assert self._component is not None
@@ -193,7 +198,7 @@ class Round:
         other lengths, and all make as many calls of what they share."""
         shared = self._shared
         assert self._component is not None
-        if shared.is_mixed and (shared.group is not None or self._component.name in shared.sharded):
+        if shared.is_mixed and (shared.group is not None or self._meets_before_calls):
             return not self._any(not flag, place)
         return flag
 

@@ -190,7 +190,7 @@ def test_the_options_shown_are_in_each_scripts_help() -> None:
         for word in launch.arguments:
             value = re.escape(word.partition("=")[0])
             # Of the option before it: a number, a size, a reader's own word.
-            is_value = re.fullmatch(r"[0-9]+(GiB)?|[A-Z]+", word)
+            is_value = re.fullmatch(r"[0-9.]+(GiB)?|[A-Z]+", word)
             assert is_value or re.search(rf"(?<![\w-]){value}(?![\w-])", helps[launch.target]), where(launch)
 
 
