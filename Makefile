@@ -5,6 +5,9 @@ TASKS ?= .venv-tasks
 export HF_HUB_OFFLINE := 1
 # One thread a rank: two ranks on a small machine otherwise fight for its cores.
 export OMP_NUM_THREADS ?= 1
+# Tests side by side: half of the list each, which keeps a file's tests beside what they share.
+JOBS ?= 2
+PYTEST := python -m pytest --numprocesses $(JOBS) --dist worksteal
 
 .PHONY: setup generate test test-slow test-tasks test-slurm test-nodes test-chaos gpu-check bench lint
 
@@ -20,14 +23,14 @@ generate: setup
 
 # Everything that does not take long alone; CI runs the slow ones as well.
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not chaos and not slurm"
+	$(BIN)/$(PYTEST) -m "not slow and not chaos and not slurm"
 
 test-slow: setup
-	$(BIN)/python -m pytest -m "slow and not chaos and not slurm"
+	$(BIN)/$(PYTEST) -m "slow and not chaos and not slurm"
 
 # The census of pipelines and the recipes once more, with torchvision: a second environment, of 6 GB and two minutes.
 test-tasks: $(TASKS)/.installed
-	$(TASKS)/bin/python -m pytest -m "slow or not slow" tests/census tests/recipes/test_recipes_run.py
+	$(TASKS)/bin/$(PYTEST) -m "slow or not slow" tests/census tests/recipes/test_recipes_run.py
 
 # constraints.txt, but for the torch that this torchvision was built for.
 $(TASKS)/.installed: setup.cfg pyproject.toml constraints.txt constraints-tasks.txt
