@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 
+import sharding
 from runner.errors import UserError
 from weights.agreement import Group, group_of
 
@@ -77,8 +78,8 @@ def place_in_team(rank: int, size: int, guidance: int, context: int) -> Team:
 
 def team_mesh(device_type: str, team: Team) -> DeviceMesh:
     """All ranks by their team and their places in it. Collective."""
-    axes = ("team", "guidance", "ring", "ulysses")
-    return init_device_mesh(device_type, (team.count, team.guidance, 1, team.context), mesh_dim_names=axes)
+    axes = {"team": team.count, "guidance": team.guidance, "ring": 1, "ulysses": team.context}
+    return sharding.mesh_of(device_type, axes)
 
 
 def joined_team(rank: int, size: int, guidance: int, context: int, *, device_type: str, control: Group) -> Team:
@@ -90,7 +91,7 @@ def joined_team(rank: int, size: int, guidance: int, context: int, *, device_typ
     among = control if team.count == 1 else group_of(teams, PATIENCE)
     mesh = team_mesh(device_type, team)
     if guidance > 1 and context > 1:
-        group, _ = dist.new_subgroups_by_enumeration([list(ranks) for ranks in teams])
+        group, _ = dist.new_subgroups_by_enumeration([list(ranks) for ranks in teams], PATIENCE)
     else:
         group = mesh.get_group("guidance" if guidance > 1 else "ulysses")
     return replace(team, control=among, mesh=mesh, group=group)

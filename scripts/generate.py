@@ -114,6 +114,7 @@ def _main(arguments: argparse.Namespace) -> int:
         return ExitCode.DONE
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     set_allocator(os.environ)
+    leave_ends_to_the_watch(os.environ)
     # torch and diffusers take seconds to import; --help should not.
     from runner.run import explain, run
     from runner.world import joined_world
@@ -134,6 +135,14 @@ def set_allocator(environment: MutableMapping[str, str]) -> None:
     if tuple(map(int, version("torch").split(".")[:2])) >= (2, 13):
         settings.append("pinned_max_round_threshold_mb:1")
     environment["PYTORCH_ALLOC_CONF"] = ",".join(settings)
+
+
+def leave_ends_to_the_watch(environment: MutableMapping[str, str]) -> None:
+    """Over NCCL torch has a watchdog, which ends the process when a connection breaks or a collective takes long, and a
+    monitor that ends it when the watchdog stands still: before our watch has said which rank was lost, and where. Both
+    are off, unless whoever started this set them."""
+    environment.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+    environment.setdefault("TORCH_NCCL_ENABLE_MONITORING", "0")
 
 
 def _rank() -> int:

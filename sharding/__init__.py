@@ -4,7 +4,7 @@ from sharding.fsdp import reshard, shard, unshard
 from sharding.gathers import observe_gathers
 from sharding.layout import Layout, fake_world, layout
 from sharding.loading import LoadReport, load_sharded, set_dtype
-from sharding.mesh import build_mesh
+from sharding.mesh import build_mesh, mesh_of
 from sharding.priming import is_primed, prime
 from sharding.recovery import OutsideRead
 from sharding.shared_pass import keep, let_go, moving_blocks, resume_forward, without_prefetch
@@ -29,6 +29,7 @@ __all__ = [
     "layout",
     "let_go",
     "load_sharded",
+    "mesh_of",
     "moving_blocks",
     "observe_gathers",
     "prime",

@@ -1,5 +1,9 @@
 """The device mesh that weights are sharded and replicated over."""
 
+from collections.abc import Mapping
+from datetime import timedelta
+
+import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
@@ -24,8 +28,30 @@ def build_mesh(device_type: str, *, shard: int | None = None, replicate: int = 1
             f"shard={fit_shard} and replicate={fit_replicate} would"
         )
     if replicate == 1:
-        return init_device_mesh(device_type, (wanted,), mesh_dim_names=(SHARD_AXIS,))
-    return init_device_mesh(device_type, (replicate, wanted), mesh_dim_names=(REPLICATE_AXIS, SHARD_AXIS))
+        return mesh_of(device_type, {SHARD_AXIS: wanted})
+    return mesh_of(device_type, {REPLICATE_AXIS: replicate, SHARD_AXIS: wanted})
+
+
+def mesh_of(device_type: str, axes: Mapping[str, int]) -> DeviceMesh:
+    """All ranks by the axes, the last one of neighbours. Collective.
+
+    torch gives the group of each axis a timeout of its own, ten minutes on NCCL. Here it is the world's at least: what
+    takes too long is the caller's to judge, and not for a group to end the process over.
+    """
+    mesh, world = init_device_mesh(device_type, tuple(axes.values()), mesh_dim_names=tuple(axes)), dist.group.WORLD
+    assert world is not None
+    for group in mesh.get_all_groups():
+        for device in group._device_types:
+            timeout, own = _timeout_of(world, device), _timeout_of(group, device)
+            if timeout is not None and own is not None and timeout > own:
+                group._get_backend(device)._set_default_timeout(timeout)
+    return mesh
+
+
+def _timeout_of(group: dist.ProcessGroup, device: torch.device) -> timedelta | None:
+    """None for a backend that has none to tell (fake, other vendors')."""
+    options = getattr(group._get_backend(device), "options", None)
+    return getattr(options, "_timeout", None)
 
 
 def _fitting_pair(world_size: int, shard: int, replicate: int) -> tuple[int, int]:

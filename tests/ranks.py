@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from tests.accelerator.soft import have_inference_mode, nothing_unordered, register
+from tests.accelerator.soft import destroy_group, have_inference_mode, nothing_unordered, register
 from tests.given_world import GivenWorld, given_size
 
 TIMEOUT = timedelta(seconds=60)
@@ -153,7 +153,7 @@ def _serve(rank: int, size: int, store: Path, connection: Connection, path: list
         # All ranks are done with the test before. Each group has a thread that never sleeps for long: thousands of them
         # would take the machine.
         for group in _groups() - kept:
-            dist.destroy_process_group(group)
+            destroy_group(group)
         try:
             with nothing_unordered() if soft else nullcontext():
                 _load(file, name)(World(rank, size, device, tmp_path, control), **parameters)

@@ -1,20 +1,22 @@
 """What one host thread does before another one, told to the software accelerator: futures and threads."""
 
+import ctypes
 import functools
 import threading
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
-import torch
 
-
-def follow() -> None:
+def follow(library: Path) -> None:
     """From now on, whoever reads a future's result comes after who set it, and a thread after who started it.
 
     A task of an executor comes after who submitted it: its executor hands it over through `Future`'s own condition, so
     the token lies on the future.
     """
-    publish, take = torch.ops.soft.publish, torch.ops.soft.take
+    held = ctypes.PyDLL(str(library))  # calls with Python's lock held: see [Note: handing over] in csrc/kernels.cpp
+    publish, take = held.soft_publish, held.soft_take
+    publish.restype, take.argtypes, take.restype = ctypes.c_int64, [ctypes.c_int64], None
 
     def publishing(method: Any) -> Any:
         @functools.wraps(method)

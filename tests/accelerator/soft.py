@@ -43,12 +43,13 @@ def _path() -> str:
 def register() -> None:
     """Make "soft" the process's accelerator. Before torch is asked for one; for good."""
     torch.utils.rename_privateuse1_backend("soft")
-    torch.ops.load_library(str(_library()))
+    library = _library()
+    torch.ops.load_library(str(library))
     torch._register_device_module("soft", _device_module())
     torch.utils.generate_methods_for_privateuse1_backend(for_packed_sequence=False, for_storage=True)
     # The group's own gloo carries the bytes of its device tensors too: see csrc/collectives.cpp.
     dist.Backend.register_backend(BACKEND, _group_of_the_device, devices=["soft"])
-    host_threads.follow()
+    host_threads.follow(library)
 
 
 def _library() -> Path:
@@ -79,6 +80,14 @@ def _library() -> Path:
 
 def _group_of_the_device(store: dist.Store, rank: int, size: int, timeout: timedelta) -> dist.Backend:
     return dist.ProcessGroupGloo(store, rank, size, timeout=timeout)
+
+
+def destroy_group(group: dist.ProcessGroup) -> None:
+    """torch 2.13 looks for the backend of a device that it does not know among names in capitals, does not find it, and
+    would ask nothing for its hooks."""
+    if any(device.type == "soft" for device in group._device_types):
+        group._set_default_backend(dist.ProcessGroup.BackendType.CUSTOM)
+    dist.destroy_process_group(group)
 
 
 def have_inference_mode() -> None:

@@ -200,6 +200,28 @@ def test_host_threads_are_ordered_by_what_they_hand_over(world: World) -> None:
     pinned.fill_(3)
 
 
+def test_threads_that_nobody_waits_for_may_hand_over_while_the_process_ends(soft_is_built: None) -> None:
+    """As a progress bar's does, which is told of the end and not joined."""
+    code = """
+import threading
+from concurrent.futures import Future
+from tests.accelerator import soft
+
+def hand_over():
+    while True:
+        future = Future()
+        future.set_result(None)
+        future.result()
+
+soft.register()
+for _ in range(4):
+    threading.Thread(target=hand_over, daemon=True).start()
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 @on_ranks(1, soft=True)
 def test_memory_is_counted_and_bounded(world: World) -> None:
     torch.accelerator.reset_peak_memory_stats()
@@ -242,3 +264,13 @@ def test_a_collective_is_work_of_a_stream(world: World) -> None:
     dist.all_reduce(mine)
     assert mine.tolist() == [(world.size - 1) * world.size] * 3
     dist.barrier()
+
+
+@on_ranks(2, soft=True)
+def test_what_is_sent_may_be_let_go_of_before_it_has_gone(world: World) -> None:
+    """Memory that is freed behind the collective's back would be the next tensor's, while it is still read."""
+    received = torch.empty(2, device=world.device)
+    work = dist.all_to_all_single(received, torch.full((2,), float(world.rank), device=world.device), async_op=True)
+    torch.empty(2, device=world.device)
+    work.wait()
+    assert received.tolist() == [0, 1]

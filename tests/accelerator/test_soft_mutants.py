@@ -50,7 +50,18 @@ def the_wrong_stream_copies(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(StreamEngine, "_transfer", lambda engine, source, target: target.copy_(source, non_blocking=True))
 
 
-# No store is written while it is in use, so that the only page-locked memory that the host overwrites is the staging's.
+def the_host_overwrites_what_is_copied(patch: pytest.MonkeyPatch) -> None:
+    """As a store would that is written while it is in use; with the same bytes, so that only the order tells."""
+
+    def upload(engine: StreamEngine, source: torch.Tensor, target: torch.Tensor) -> Any:
+        engine._transfer(source, target)
+        event = engine._copies.record_event()
+        source.copy_(source.clone())
+        return event
+
+    patch.setattr(StreamEngine, "_upload", upload)
+
+
 # What is left out, whether the units are page-locked or staged, and what is reported.
 MUTANTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, str]] = {
     "before use": (no_wait_before_use, "page-locked", UNORDERED),
@@ -66,6 +77,7 @@ MUTANTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, str]] = {
     "event before the copy, staged": (the_event_comes_before_the_copy, "staged", UNORDERED),
     "wrong stream": (the_wrong_stream_waits, "page-locked", UNORDERED),
     "wrong stream, staged": (the_wrong_stream_copies, "staged", TOUCHED),
+    "host overwrite": (the_host_overwrites_what_is_copied, "page-locked", TOUCHED),
 }
 
 

@@ -35,9 +35,11 @@ struct SoftWork final : c10d::Work {
     } else {
       Machine::get().wait(over, current_stream(device));
     }
+    kept.clear();
     return true;
   }
   Event over;
+  std::vector<at::Tensor> kept;
   int device;
   bool host_waits;
 };
@@ -108,6 +110,7 @@ void collective(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   });
   auto ours = c10::make_intrusive<SoftWork>(device, schema.name() == "c10d::barrier");
   machine.record(ours->over, stream);
+  for (const Staged& each : staged) ours->kept.push_back(each.device);
   stack->back() = c10::IValue(c10::intrusive_ptr<c10d::Work>(std::move(ours)));
   if (schema.returns().size() == 2) (*stack)[stack->size() - 2] = std::move(given);
 }
@@ -122,7 +125,7 @@ struct Registration {
     Quiet quiet;  // torch warns where a registration takes the place of its own
     c10::WarningUtils::WarningHandlerGuard guard(&quiet);
     for (const char* name : {"broadcast_", "allreduce_", "allgather_", "_allgather_base_", "allgather_into_tensor_coalesced_",
-                             "scatter_", "gather_", "_reduce_scatter_base_", "barrier"}) {
+                             "scatter_", "gather_", "_reduce_scatter_base_", "alltoall_", "alltoall_base_", "barrier"}) {
       library.impl(name, torch::CppFunction::makeFromBoxedFunction<&collective>());
     }
   }

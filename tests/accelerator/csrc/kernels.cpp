@@ -383,16 +383,18 @@ std::vector<std::string> take_reports() {
   return texts;
 }
 
-int64_t publish() { return Machine::get().publish(); }
-void take(int64_t token) { Machine::get().take(token); }
 void set_capacity(int64_t device, int64_t bytes) { Machine::get().set_capacity(int(device), bytes); }
 
 }  // namespace
 
+// [Note: handing over] Called with Python's lock held all the while, not as operators, which let go of it. A thread that
+// nobody waits for, as a progress bar's, may end while Python does: whoever asks for the lock then is ended where it
+// stands, and a thread that is ended inside C++ takes the process down ("terminate called without an active exception").
+extern "C" int64_t soft_publish() { return Machine::get().publish(); }
+extern "C" void soft_take(int64_t token) { Machine::get().take(token); }
+
 TORCH_LIBRARY(soft, library) {
   library.def("take_reports", &take_reports);
-  library.def("publish", &publish);
-  library.def("take", &take);
   library.def("set_capacity", &set_capacity);
 }
 

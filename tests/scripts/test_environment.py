@@ -1,4 +1,4 @@
-"""torch's allocators are set before torch starts, and never over what the user set."""
+"""What torch reads when it starts is set before that, and never over what the user set."""
 
 import os
 import subprocess
@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from scripts.generate import leave_ends_to_the_watch
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOK = """
@@ -34,3 +36,12 @@ def test_torch_starts_with_the_settings(given: dict[str, str], found: str) -> No
     command = [sys.executable, "-c", LOOK]
     seen = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=120)
     assert seen.stdout.split() == [found]
+
+
+def test_torchs_own_watchdog_does_not_end_a_process_unless_the_user_wants_it() -> None:
+    plain: dict[str, str] = {}
+    leave_ends_to_the_watch(plain)
+    assert plain == {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_ENABLE_MONITORING": "0"}
+    wanted = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "3", "TORCH_NCCL_ENABLE_MONITORING": "1"}
+    leave_ends_to_the_watch(given := dict(wanted))
+    assert given == wanted
