@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from diffusers import ModularPipeline
 from torch import nn
 
 from runner.components.component import components_of
@@ -61,10 +62,15 @@ def call(pipeline: Pipeline, family: str, index: int, output_type: str = "np") -
 
 def request_of(family: str, index: int, output_type: str = "np", **differs: Any) -> Request:
     """Its seed is its number; the prompts are said again after the last one."""
-    described = tiny.FAMILIES[family]
+    described = family_of(family)
     prompt = described.prompts[index % len(described.prompts)]
     text = prompt[0] if isinstance(prompt, list) else prompt
     return Request(text, index, {**described.call, **differs}, output_type=output_type)
+
+
+def family_of(name: str) -> tiny.TinyPipeline:
+    """Also one of a modular pipeline."""
+    return {**tiny.FAMILIES, **tiny.MODULAR}[name]
 
 
 def call_together(pipeline: Pipeline, requests: Sequence[Request]) -> list[torch.Tensor]:
@@ -115,9 +121,10 @@ def run_prompts(
 @functools.cache
 def stock_bits(family: str, path: Path, index: int, output_type: str = "np") -> torch.Tensor:
     """The same request, made by the stock pipeline in this one process."""
-    described = tiny.FAMILIES[family]
+    described = family_of(family)
     prompt = described.prompts[index % len(described.prompts)]
-    made: Any = tiny.call_stock(stock_of(path), described, prompt, index, output_type=output_type)
+    stock_call = tiny.call_modular if family in tiny.MODULAR else tiny.call_stock
+    made: Any = stock_call(stock_of(path), described, prompt, index, output_type=output_type)
     return torch.as_tensor(made[0])
 
 
@@ -135,7 +142,8 @@ def stock_of(path: Path) -> Any:
 
 def new_stock_of(path: Path) -> Any:
     """For tests that change it."""
-    return tiny.load_stock(path).to(os.environ.get(ORACLE_DEVICE, "cpu"))
+    load: Any = tiny.load_modular if (path / ModularPipeline.config_name).exists() else tiny.load_stock
+    return load(path).to(os.environ.get(ORACLE_DEVICE, "cpu"))
 
 
 def expect_stock_bits_in_both_scopes(
