@@ -6,9 +6,8 @@ When none is inside, it is the turn of the first component, in the order in whic
 for: all encode, then all denoise, then each decodes, and with two denoisers all are done with the first before the
 second. A call of a component that moves no weights, or is a decoder's, is not interrupted.
 
-Ranks that share weights serve alike, since their turns are alike and wait alike. They meet before each sweep of a
-sharded component, with the places of all turns; where these differ, the turns that differ leave on all ranks, and they
-meet again, so that what follows is the same on all.
+Ranks that share weights serve alike, since their turns are alike and wait alike; they meet before each sweep of a
+sharded component (runner/calls/meetings.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -21,13 +20,13 @@ from torch.distributed.fsdp import FSDPModule
 import sharding
 from runner.calls.grace import Grace
 from runner.calls.lockstep import Lockstep, PeerLeft, left
+from runner.calls.meetings import Meetings
 from runner.calls.meter import Meter
 from runner.calls.moving import MovingBlock, moving_blocks
 from runner.calls.replay import StoppedInside
 from runner.calls.switches import Switch
-from runner.calls.turns import BEGIN, JOIN, START, VOTE, Abandoned, Place, Turn, this_turn
+from runner.calls.turns import JOIN, START, Abandoned, Place, Turn, this_turn
 from runner.components.component import Component
-from runner.trace.interval import Lane
 from runner.trace.recorder import Recorder
 from weights.modes import normal_mode
 from weights.overrides import moves_no_weights
@@ -50,7 +49,7 @@ class Lift:
         self._meter: Meter | None = None
         self._turns: list[Turn] = []
         self._is_one_request = False  # whose calls share a pass, outside a group
-        self._settled: set[Turn] = set()  # over on all ranks, however it ended on each
+        self._meetings = Meetings(lockstep, self._recorder)
         for number, component in enumerate(components):
             self._install(number, component)
 
@@ -165,7 +164,7 @@ class Lift:
         `meter` measures the passes, which then go without prefetching what is gathered.
         """
         self._turns = [Turn(index, body, self) for index, body in enumerate(bodies)]
-        self._settled.clear()
+        self._meetings.forget()
         self._switch, self._ended, self._grace = switch, ended, grace
         self._place, self._meter = START, meter
         try:
@@ -173,7 +172,7 @@ class Lift:
                 self._give_back()
                 waiting = [turn for turn in self._turns if not (turn.is_over or turn.open_branches)]
                 place = self._next(waiting) if waiting else None
-                if self._must_meet(place) and not self._meet():
+                if self._meetings.is_due(place, self._shared, self._is_one_request) and not self._meet():
                     continue
                 if place is None:
                     break
@@ -292,45 +291,10 @@ class Lift:
     def _requests(self) -> list[Turn]:
         return [turn for turn in self._turns if turn.parent is None]
 
-    # With other ranks.
-
-    def _must_meet(self, place: Place | None) -> bool:
-        if self._lockstep.size == 1:
-            return False
-        if place is None:
-            return not self._is_one_request  # whose ranks meet when its round ends
-        return place.block == VOTE or (place.block == BEGIN and place.component in self._shared)
-
     def _meet(self) -> bool:
-        """Compare the places of all turns on all ranks; those that differ leave, everywhere. Whether none did."""
-        requests = self._requests
-        mine = [(self._status(turn), {} if turn.is_over else turn.stands) for turn in requests]
-        is_same = True
-        with self._recorder.range("meet", Lane.wait):
-            compared = self._lockstep.compare(mine)
-        for turn, places in zip(requests, compared, strict=True):
-            if _votes(turn) and set(places.values()) <= {_vote(turn, True), _vote(turn, False)}:
-                turn.flag = _vote(turn, True) in places.values()
-            elif gone := self._lockstep.leaves(places):
-                is_same = False
-                self._settled.add(turn)
-                if not turn.is_over:
-                    self._throw(turn, gone)
-        return is_same
-
-    def _status(self, turn: Turn) -> str:
-        if turn in self._settled:
-            return ""
-        if not turn.is_over:
-            # No meeting is held while any turn is inside a call: its branches all wait for the same one to begin.
-            waits = next(iter(turn.open_branches), turn)
-            return _vote(turn, turn.flag) if _votes(turn) else waits.where
-        return turn.ended_as
-
-
-def _votes(turn: Turn) -> bool:
-    return not turn.is_over and turn.place.block == VOTE
-
-
-def _vote(turn: Turn, flag: bool | None) -> str:
-    return f"{turn.where}: {flag}"
+        """With the other ranks. Those whose places differ leave, everywhere; whether none did."""
+        gone = self._meetings.hold(self._requests)
+        for turn, error in gone.items():
+            if not turn.is_over:
+                self._throw(turn, error)
+        return not gone
