@@ -1,5 +1,7 @@
 """A case, made by the stock pipeline and by the runner in each placement, on the two ranks of a test world.
 
+In the arm "together" it is made twice in a group, of two seeds: the calls take turns at the blocks that come from disk.
+
 The runner's side is generate.py's: a configuration file and a prompt file are read, the directory is opened, the
 request is made, and its output is a file with a line in the manifest. The two arms that need one rank run beside each
 other, one on each.
@@ -8,7 +10,7 @@ other, one on each.
 import json
 import os
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -33,10 +35,12 @@ from tests.ranks import on_ranks
 from tests.tiny.oracle import load_stock
 
 SEED = 3
+SEEDS = (SEED, SEED + 1)  # of a group; alone it is made with the first
 ARMS = {
     "resident": [],
     "sharded": ["placement.default.share=shard"],
     "disk": ["placement.default.rest=disk"],
+    "together": ["placement.default.rest=disk", "job.group=2", "job.images_per_prompt=2"],
 }
 
 
@@ -51,10 +55,11 @@ def make_case(world: TestWorld, name: str) -> None:
     if not (folder / "model" / "model_index.json").exists():
         return
     if world.rank == 0:
-        _recorded(folder, "stock", lambda: np.savez(folder / "stock.npz", **stock_output(case, folder)))
+        _recorded(folder, "stock", lambda: save_stock_outputs(case, folder))
         _recorded(folder, "resident", lambda: _run("resident", case, folder, alone))
     else:
         _recorded(folder, "disk", lambda: _run("disk", case, folder, alone))
+        _recorded(folder, "together", lambda: _run("together", case, folder, alone))
     dist.barrier()
     _recorded(folder, "sharded" if world.rank == 0 else "beside", lambda: _run("sharded", case, folder, joined(world)))
 
@@ -64,11 +69,13 @@ def results(folder: Path) -> dict[str, str]:
     for step in ("build", "stock"):
         if error := _error(folder, step):
             return dict.fromkeys(ARMS, f"{step}: {error}")
-    with np.load(folder / "stock.npz") as stock:
-        wanted = dict(stock)
-    for field, values in wanted.items():
-        if not np.isfinite(values).all() or values.std() < 1e-3:
-            return dict.fromkeys(ARMS, f"stock: no {field} that could tell anything: deviates {values.std():.2g}")
+    wanted = {}
+    for seed in SEEDS:
+        with np.load(folder / f"stock-{seed}.npz") as stock:
+            wanted[seed] = dict(stock)
+        for field, values in wanted[seed].items():
+            if not np.isfinite(values).all() or values.std() < 1e-3:
+                return dict.fromkeys(ARMS, f"stock: no {field} that could tell anything: deviates {values.std():.2g}")
     return {arm: _error(folder, arm) or _difference(folder / arm, wanted) for arm in ARMS}
 
 
@@ -111,11 +118,19 @@ def write_case(case: Case, folder: Path) -> None:
     os.rename(folder / "draft", folder / "model")
 
 
-def stock_output(case: Case, folder: Path) -> dict[str, np.ndarray]:
+def save_stock_outputs(case: Case, folder: Path) -> None:
+    for seed, output in zip(SEEDS, stock_outputs(case, folder, SEEDS), strict=True):
+        np.savez(folder / f"stock-{seed}.npz", **output)
+
+
+def stock_outputs(case: Case, folder: Path, seeds: Sequence[int]) -> list[dict[str, np.ndarray]]:
     """What stock diffusers makes of the same directory and files: the numbers of each field of its output, in a row."""
     pipeline = load_stock(folder / "model", getattr(torch, case.dtype))
     case.prepare(pipeline)
+    return [_stock_output(pipeline, case, folder, seed) for seed in seeds]
 
+
+def _stock_output(pipeline: Any, case: Case, folder: Path, seed: int) -> dict[str, np.ndarray]:
     def read(file: File) -> Any:
         return read_as_stock(folder / file.name, file.mode)
 
@@ -124,9 +139,9 @@ def stock_output(case: Case, folder: Path) -> dict[str, np.ndarray]:
         call["class_labels" if isinstance(case.prompt, int) else "prompt"] = (
             [case.prompt] if isinstance(case.prompt, int) else case.prompt
         )
-    set_global_generators(SEED, torch.device("cpu"))  # some schedulers and autoencoders draw from these
+    set_global_generators(seed, torch.device("cpu"))  # some schedulers and autoencoders draw from these
     with torch.inference_mode():
-        output = pipeline(**call, generator=torch.Generator("cpu").manual_seed(SEED), output_type="np")
+        output = pipeline(**call, generator=torch.Generator("cpu").manual_seed(seed), output_type="np")
     return {field: numbers for field, value in output.items() if (numbers := _in_a_row(value)) is not None}
 
 
@@ -150,9 +165,17 @@ def _run(arm: str, case: Case, folder: Path, world: World) -> None:
         raise RuntimeError(f"exit code {code}: {failure.get('error')}: {failure.get('message')}")
 
 
-def _difference(output: Path, wanted: Mapping[str, np.ndarray]) -> str:
+def _difference(output: Path, wanted: Mapping[int, Mapping[str, np.ndarray]]) -> str:
+    """Of what was made with each seed."""
+    lines = [json.loads(line) for line in (output / "manifest.jsonl").read_text().splitlines()]
+    seeds = SEEDS if output.name == "together" else SEEDS[:1]
+    if sorted(line["seed"] for line in lines) != list(seeds):
+        return f"made with seeds {[line['seed'] for line in lines]}"
+    return next(filter(None, (line_differs(output, line, wanted[line["seed"]]) for line in lines)), "")
+
+
+def line_differs(output: Path, line: Mapping[str, Any], wanted: Mapping[str, np.ndarray]) -> str:
     """Of the files of each field, which may be several."""
-    [line] = [json.loads(line) for line in (output / "manifest.jsonl").read_text().splitlines()]
     if unknown := {file["field"] for file in line["files"]} ^ set(wanted):
         return f"{sorted(unknown)} is a field of one of both, stock and the manifest"
     for field, values in wanted.items():
@@ -161,5 +184,5 @@ def _difference(output: Path, wanted: Mapping[str, np.ndarray]) -> str:
         if made.shape != values.shape or made.dtype != values.dtype:
             return f"{field}: {made.size} values of {made.dtype}, and stock {values.size} of {values.dtype}"
         if not np.array_equal(made, values):
-            return f"{field}: other bits than stock, by {np.abs(made - values).max():.2g}"
+            return f"{field}, seed {line['seed']}: other bits than stock, by {np.abs(made - values).max():.2g}"
     return ""

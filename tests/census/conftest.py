@@ -19,6 +19,6 @@ def tally(pytestconfig: pytest.Config) -> Tally:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     tally = config.stash[TALLY]
     if tally.tried:
-        terminalreporter.section("census: resident, sharded over 2 ranks, from disk, against stock diffusers")
+        terminalreporter.section("census against stock: resident, sharded over 2 ranks, from disk, two in a group")
         for line in tally.lines():
             terminalreporter.write_line(line)

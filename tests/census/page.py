@@ -20,8 +20,8 @@ HEAD = """# Tasks
 
 Every pipeline of diffusers {version} with a transformer, and whether it runs here. *Runs* means: made of tiny random
 parts, from a configuration and a prompt file as a user writes them, its output has the bits of the stock pipeline, with
-all its components resident, all sharded over two ranks, and all from disk. None of them is named in the runner's code:
-a pipeline that is not here may run as well.
+all its components resident, all sharded over two ranks, all from disk, and two requests at once in a [group](groups.md)
+from disk. None of them is named in the runner's code: a pipeline that is not here may run as well.
 
 *From* is what the test gives: the prompt, and the arguments that are files (see [configuration](configuration.md)).
 *Needs* is what `pip install dit-runner[tasks]` brings.

@@ -1,5 +1,5 @@
 """Every pipeline of diffusers with a transformer gives the stock bits through generate.py's path: resident, sharded
-over two ranks, and from disk."""
+over two ranks, from disk, and two requests together from disk."""
 
 import json
 from pathlib import Path

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from runner.config import load_config
 from runner.run import run
-from tests.census.arms import stock_output, write_case
+from tests.census.arms import SEED, stock_outputs, write_case
 from tests.census.cases import CASES
 from tests.distributed.placed import joined
 from tests.ranks import World, on_ranks
@@ -65,7 +65,7 @@ def test_a_pipeline_whose_tokens_are_shared_out(world: World, name: str) -> None
         report = json.loads((output / "run.json").read_text())
         assert report["parity"] and all(one["difference"] <= one["allowed"] for one in report["parity"])
         [line] = [json.loads(line) for line in (output / "manifest.jsonl").read_text().splitlines()]
-        wanted = stock_output(case, folder)
+        [wanted] = stock_outputs(case, folder, [SEED])
         for field, values in wanted.items():
             files = [np.load(output / file["file"]).ravel() for file in line["files"] if file["field"] == field]
             made = np.concatenate(files)
