@@ -28,6 +28,7 @@ class Row:
     ranks: int
     finished: int  # requests made by the run
     redone: int  # requests begun but not finished: the next run makes them again
+    at_once: int  # the most requests that were begun together
     seconds: float | None  # from the fault until every process was gone; None when the job ended by itself before
     state: str  # run.json's
 
@@ -180,7 +181,7 @@ def broken_run(
 ) -> Row:
     """Start the job, break it at a random moment, and wait for its last process."""
     manifest, attempts = output / "manifest.jsonl", output / "attempts.jsonl"
-    finished_before, begun_before = len(lines(manifest)), _begun(attempts)
+    finished_before, begun_before, lines_before = len(lines(manifest)), _begun(attempts), len(lines(attempts))
     # Half of the time the log is on the small disk too, and as full.
     log = output.parent.with_name(f"{output.name}.log") if rng.random() < 0.5 else None
     job = Job(output, arguments, num_ranks=rng.choice([2, 2, 3]), log=log)
@@ -204,7 +205,8 @@ def broken_run(
     finished = max(0, len(lines(manifest)) - finished_before)
     redone = max(0, _begun(attempts) - begun_before - finished)
     state = json.loads((output / "run.json").read_text())["state"] if (output / "run.json").exists() else "-"
-    return Row(fault.__name__, job.num_ranks, finished, redone, seconds, state)
+    at_once = max((len(_started(line)) for line in lines(attempts)[lines_before:]), default=0)
+    return Row(fault.__name__, job.num_ranks, finished, redone, at_once, seconds, state)
 
 
 def run_until_done(output: Path, arguments: list[str], num_ranks: int = 2) -> int:
@@ -221,9 +223,9 @@ def run_until_done(output: Path, arguments: list[str], num_ranks: int = 2) -> in
 
 
 def table(rows: list[Row]) -> str:
-    header = f"{'fault':18} {'ranks':>5} {'finished':>8} {'redone':>6} {'s to end':>8}  state"
+    header = f"{'fault':18} {'ranks':>5} {'finished':>8} {'redone':>6} {'at once':>7} {'s to end':>8}  state"
     shown = [
-        f"{row.fault:18} {row.ranks:5} {row.finished:8} {row.redone:6} "
+        f"{row.fault:18} {row.ranks:5} {row.finished:8} {row.redone:6} {row.at_once:7} "
         f"{'-' if row.seconds is None else format(row.seconds, '.1f'):>8}  {row.state}"
         for row in rows
     ]
@@ -242,7 +244,11 @@ def leftovers(output: Path) -> list[str]:
 
 def _begun(attempts: Path) -> int:
     """Requests that were begun, ever."""
-    return sum(len(json.loads(line).get("started", ())) for line in lines(attempts))
+    return sum(len(_started(line)) for line in lines(attempts))
+
+
+def _started(line: bytes) -> list[str]:
+    return json.loads(line).get("started", [])
 
 
 def run_plain(arguments: list[str]) -> None:

@@ -18,6 +18,7 @@ from tests.distributed import chaos
 
 NUM_REQUESTS = 80
 SEED = int(os.environ.get("CHAOS_SEED", "20"))
+NUM_RUNS = int(os.environ.get("CHAOS_RUNS", "33"))
 # One run makes requests one by one, the next one in groups that share what comes up, from the disk or from each other.
 ARRANGEMENTS = (
     ["job.group=3", "placement.transformer.rest=disk"],
@@ -92,6 +93,7 @@ def run_chaos(faults: list[str], job: list[str], disk: Path, expected: dict[str,
         output = disk / f"out{number}"
         rows.append(chaos.broken_run(output, [*job, *arranged], getattr(chaos, name), rng))
         print(chaos.table(rows[-1:]).splitlines()[-1], flush=True)
+        assert rows[-1].at_once >= (3 if "job.group=3" in arranged else 1), f"not in groups: {rows[-1]}, {arranged}"
         if len(chaos.lines(output / "manifest.jsonl")) > NUM_REQUESTS * 0.6:
             chaos.run_until_done(output, [*job, *rng.choice(ARRANGEMENTS)], num_ranks=rng.choice([1, 2]))
             check_done(output, expected)
@@ -117,13 +119,15 @@ def test_a_broken_job_is_completed_bit_for_bit(job: list[str], small_disk: Path,
 
 @pytest.mark.slow
 @pytest.mark.chaos
-def test_thirty_three_broken_runs(job: list[str], small_disk: Path, expected: dict[str, bytes]) -> None:
-    """Run with: pytest -s -m chaos tests/distributed/test_chaos.py (CHAOS_SEED chooses other moments)."""
+def test_broken_runs(job: list[str], small_disk: Path, expected: dict[str, bytes]) -> None:
+    """Run with: pytest -s -m chaos tests/distributed/test_chaos.py. CHAOS_SEED chooses other moments, CHAOS_RUNS fewer
+    or more runs."""
     if not os.path.ismount(small_disk):
         pytest.skip("no permission to mount a small disk")
-    faults = [fault.__name__ for fault in chaos.FAULTS] * 3
+    faults = [fault.__name__ for fault in chaos.FAULTS] * -(-NUM_RUNS // len(chaos.FAULTS))
     random.Random(SEED).shuffle(faults)
+    faults = faults[:NUM_RUNS]
     rows = run_chaos(faults, job, small_disk, expected)
-    assert len(rows) == 33
+    assert len(rows) == NUM_RUNS
     slowest = max((row for row in rows if row.seconds is not None), key=lambda row: row.seconds or 0)
     assert slowest.seconds is not None and slowest.seconds < chaos.TIMEOUT + 10, slowest
