@@ -5,7 +5,7 @@ same on all. A turn may also ask the other ranks a question, between two of its 
 
 from collections.abc import Collection, Sequence
 
-from runner.calls.lockstep import Lockstep, PeerLeft
+from runner.calls.lockstep import Lockstep, PeerLeft, TeamDiffers
 from runner.calls.turns import BEGIN, VOTE, Place, Turn
 from runner.trace.interval import Lane
 from runner.trace.recorder import Recorder
@@ -31,10 +31,10 @@ class Meetings:
             return not is_one_request
         return place.block == VOTE or (place.block == BEGIN and place.component in shared)
 
-    def hold(self, requests: Sequence[Turn]) -> dict[Turn, PeerLeft]:
+    def hold(self, requests: Sequence[Turn]) -> dict[Turn, PeerLeft | TeamDiffers]:
         """Compare the places of all turns on all ranks: those that differ, and with what they are to leave."""
         mine = [(self._status(turn), {} if turn.is_over else turn.stands) for turn in requests]
-        gone: dict[Turn, PeerLeft] = {}
+        gone: dict[Turn, PeerLeft | TeamDiffers] = {}
         with self._recorder.range("meet", Lane.wait):
             compared = self._lockstep.compare(mine)
         for turn, places in zip(requests, compared, strict=True):
