@@ -4,24 +4,40 @@
 
 The tests that are marked gpu, the placements against the stock pipeline on the same device, and the benchmarks, each in
 a process of its own, until the minutes are over. The file has the versions, each command with its result and the end of
-what it printed. Exit code 1 where anything failed, was not reached, or there is no accelerator.
+what it printed; it is written anew after each of them. Exit code 1 where anything failed, was not reached, or there is
+no accelerator.
 """
 
 import argparse
+import json
+import os
 import platform
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import FrameType
+from typing import BinaryIO
 
-import torch
+import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy")
 TAIL = 60  # lines kept of what a command printed
+# In a process of its own, as all that touches a device: a driver that hangs or crashes must not take the file with it.
+FIND_DEVICES = """
+import json, torch
+accelerator = torch.accelerator.current_accelerator()
+kind = accelerator.type if accelerator is not None and torch.accelerator.is_available() else None
+name = getattr(torch.get_device_module(kind), "get_device_name", lambda index: "") if kind else None
+devices = [f"{kind}:{index} {name(index)}" for index in range(torch.accelerator.device_count())] if kind else []
+print(json.dumps({"kind": kind or "cpu", "devices": devices}))
+"""
 
 
 @dataclass(frozen=True)
@@ -34,14 +50,20 @@ class Step:
 @dataclass(frozen=True)
 class Result:
     step: Step
-    outcome: str  # "ok", "failed (1)", "ran out of time", "not reached"
+    outcome: str  # "ok", "failed (1)", "killed (SIGSEGV)", "ran out of time", "interrupted", "not reached"
     seconds: float
     output: str
 
 
-def steps(num_devices: int) -> list[Step]:
+@dataclass(frozen=True)
+class Devices:
+    kind: str = "cpu"
+    names: Sequence[str] = ()
+
+
+def steps(devices: Devices) -> list[Step]:
     """What tells most first: bits, then order on streams, then figures."""
-    python, ranks = sys.executable, max(num_devices, 1)
+    python, ranks = sys.executable, max(len(devices.names), 1)
     pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     torchrun = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     families = "flux or wan or pixart"
@@ -58,7 +80,7 @@ def steps(num_devices: int) -> list[Step]:
             120,
         ),
         Step("where the time went", [python, "scripts/trace.py", output], 30),
-        Step("overhead", [python, "scripts/bench_overhead.py", "--device", _device(), "--calls", "30"], 120),
+        Step("overhead", [python, "scripts/bench_overhead.py", "--device", devices.kind, "--calls", "30"], 120),
         Step("LoRA", [*torchrun, "scripts/bench_lora.py", "resident", "--rounds", "1"], 180),
     ]
     if ranks > 1:
@@ -70,35 +92,67 @@ def steps(num_devices: int) -> list[Step]:
     return found
 
 
-def run(steps: Sequence[Step], seconds: float) -> list[Result]:
-    """Each step in turn, within the time that is left."""
+def run(steps: Sequence[Step], seconds: float, told: Callable[[Sequence[Result]], None]) -> list[Result]:
+    """Each step in turn, within the time that is left. `told` hears after each of all of them: should this process not
+    get to its end, what was found until then is known. After Ctrl-C or SIGTERM the rest is not reached."""
     deadline, results = time.monotonic() + seconds, []
     for step in steps:
         left = min(step.seconds, deadline - time.monotonic())
-        result = _run_one(step, left) if left > 5 else Result(step, "not reached", 0.0, "")
+        result = _run_one(step, left) if left > 1 else Result(step, "not reached", 0.0, "")
+        if result.outcome == "interrupted":
+            deadline = 0.0
         results.append(result)
         print(f"{step.name:20} {result.outcome:16} {result.seconds:6.1f} s", flush=True)
+        told([*results, *(Result(later, "not reached", 0.0, "") for later in steps[len(results) :])])
     return results
 
 
 def _run_one(step: Step, seconds: float) -> Result:
+    """What it prints goes to a file: a pipe would be held open by ranks that outlive their torchrun."""
     start = time.monotonic()
-    try:
-        done = subprocess.run(
-            step.command, cwd=ROOT, timeout=seconds, text=True, check=False,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        outcome, output = "ok" if done.returncode == 0 else f"failed ({done.returncode})", done.stdout
-    except subprocess.TimeoutExpired as expired:
-        printed = expired.stdout or b""
-        outcome, output = "ran out of time", printed.decode(errors="replace") if isinstance(printed, bytes) else printed
-    return Result(step, outcome, time.monotonic() - start, output)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    with tempfile.TemporaryFile() as printed:
+        try:
+            process = psutil.Popen(step.command, cwd=ROOT, env=environment, stdout=printed, stderr=subprocess.STDOUT)
+        except OSError as error:
+            return Result(step, f"failed ({error})", 0.0, "")
+        try:
+            outcome = _outcome(process.wait(seconds))
+        except psutil.TimeoutExpired:
+            outcome = "ran out of time"
+        except KeyboardInterrupt:
+            outcome = "interrupted"
+        _end(process)
+        return Result(step, outcome, time.monotonic() - start, _text_of(printed))
+
+
+def _outcome(code: int) -> str:
+    if code < 0:
+        return f"killed ({signal.Signals(-code).name})"
+    return f"failed ({code})" if code else "ok"
+
+
+def _end(process: psutil.Popen) -> None:
+    """With all that it has started: ranks that stay behind would hold the device's memory, and the next step fails."""
+    if not process.is_running():
+        return
+    for one in [*process.children(recursive=True), process]:
+        try:
+            one.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.wait()
+
+
+def _text_of(printed: BinaryIO) -> str:
+    printed.seek(0)
+    return printed.read().decode(errors="replace")
 
 
 def report(results: Sequence[Result], devices: Sequence[str]) -> str:
     """As Markdown."""
     lines = ["# What an accelerator said", ""]
-    lines += [f"- {name} {version(name)}" for name in LIBRARIES]
+    lines += [f"- {name} {_version(name)}" for name in LIBRARIES]
     lines += [f"- Python {platform.python_version()}, {platform.platform()}"]
     lines += [f"- device: {device}" for device in devices or ["none: nothing below was run on an accelerator"]]
     lines += ["", "| step | result | seconds |", "| --- | --- | --- |"]
@@ -117,18 +171,24 @@ def report(results: Sequence[Result], devices: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def found_devices() -> list[str]:
-    accelerator = torch.accelerator.current_accelerator()
-    if accelerator is None or not torch.accelerator.is_available():
-        return []
-    module = torch.get_device_module(accelerator.type)
-    name = getattr(module, "get_device_name", lambda index: accelerator.type)
-    return [f"{accelerator.type}:{index} {name(index)}" for index in range(torch.accelerator.device_count())]
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "is not installed"
 
 
-def _device() -> str:
-    accelerator = torch.accelerator.current_accelerator()
-    return accelerator.type if accelerator is not None and torch.accelerator.is_available() else "cpu"
+def found_devices() -> tuple[Devices, Result]:
+    """What torch finds, and how looking for it went."""
+    looked = _run_one(Step("devices", [sys.executable, "-c", FIND_DEVICES], 60), 60)
+    if looked.outcome != "ok":
+        return Devices(), looked
+    found = json.loads(looked.output.strip().splitlines()[-1])
+    return Devices(found["kind"], found["devices"]), looked
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def main() -> int:
@@ -136,11 +196,19 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0, help="for everything (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("gpu-check.md"), help="the file (default: %(default)s)")
     options = parser.parse_args()
-    devices = found_devices()
-    results = run(steps(len(devices)), options.minutes * 60)
-    options.out.write_text(report(results, devices), encoding="utf-8")
+    began = time.monotonic()
+    signal.signal(signal.SIGTERM, _interrupt)
+    devices, looked = found_devices()
+
+    def told(results: Sequence[Result]) -> None:
+        whole = options.out.with_name(f".{options.out.name}.part")
+        whole.write_text(report([looked, *results], devices.names), encoding="utf-8")
+        whole.replace(options.out)
+
+    told([])
+    results = run(steps(devices), options.minutes * 60 - (time.monotonic() - began), told)
     print(f"-> {options.out}")
-    return 0 if devices and all(result.outcome == "ok" for result in results) else 1
+    return 0 if devices.names and all(result.outcome == "ok" for result in [looked, *results]) else 1
 
 
 if __name__ == "__main__":
