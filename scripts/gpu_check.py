@@ -81,6 +81,7 @@ def steps(devices: Devices) -> list[Step]:
         ),
         Step("where the time went", [python, "scripts/trace.py", output], 30),
         Step("overhead", [python, "scripts/bench_overhead.py", "--device", devices.kind, "--calls", "30"], 120),
+        Step("offload and groups", [python, "scripts/bench_group.py", "--quick"], 120),
         Step("LoRA", [*torchrun, "scripts/bench_lora.py", "resident", "--rounds", "1"], 180),
     ]
     if ranks > 1:
