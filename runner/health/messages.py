@@ -29,10 +29,12 @@ class Report:
 
 @dataclass(frozen=True)
 class End:
-    """Every rank ends now, with this exit code. `deaf`: ranks that will not hear of it."""
+    """Every rank ends now, with this exit code. `deaf`: ranks that will not hear of it. `why`: the last line, for the
+    report of each rank's torchrun, which picks any of its ranks as the cause."""
 
     code: int
     deaf: tuple[Status, ...] = ()
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def _read(kind: str, fields: dict[str, Any]) -> Message:
         case "Report":
             return Report(Fault(**fields["fault"]), bool(fields["is_echo"]))
         case "End":
-            return End(int(fields["code"]), tuple(map(_status, fields["deaf"])))
+            return End(int(fields["code"]), tuple(map(_status, fields["deaf"])), str(fields["why"]))
         case "Bye":
             return Bye()
         case "Asks":

@@ -40,7 +40,8 @@ def tell_agent(cause: str) -> None:
     """Have torchrun's own report of a failed rank say why, in the file that it gave the rank for that."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path and not os.path.exists(path):
-        told = {"message": cause, "extraInfo": {"py_callstack": "", "timestamp": str(int(time.time()))}}
+        # The summary shows what stands where a traceback would.
+        told = {"message": cause, "extraInfo": {"py_callstack": cause, "timestamp": str(int(time.time()))}}
         with suppress(OSError), open(path, "w", encoding="utf-8") as file:
             json.dump({"message": told}, file)
 

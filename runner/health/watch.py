@@ -194,11 +194,11 @@ class Watch:
                 self._stop(reason)
             case Report(fault, is_echo):
                 self._end(self._cause(fault) if is_echo else fault)
-            case End(code, deaf):
+            case End(code, deaf, why):
                 if self._world.rank == 0 and code == ExitCode.STOPPED:
                     self._give_up("another rank could not wait")
                 kill_here(deaf)
-                self._exit(code)
+                self._exit(code, why)
 
     def _tell(self, message: Message) -> None:
         for link in self._links:
@@ -263,7 +263,7 @@ class Watch:
         """By rank 0 for all, or by any other when rank 0 itself is lost."""
         self.last_line.fault(fault, as_rank_0=self._world.rank == 0)
         deaf = deaf_ranks(self._links)
-        self._tell(End(ExitCode.FAULT, deaf))
+        self._tell(End(ExitCode.FAULT, deaf, fault.line()))
         kill_here(deaf)
         self.last_line.show()
         self._exit(ExitCode.FAULT)
@@ -271,14 +271,14 @@ class Watch:
     def _give_up(self, reason: str) -> NoReturn:
         if self._world.rank == 0:
             self.last_line.stopped(reason)
-        self._tell(End(ExitCode.STOPPED))
+        self._tell(End(ExitCode.STOPPED, why=f"stopped: {reason}"))
         self.last_line.show()
         self._exit(ExitCode.STOPPED)
 
-    def _exit(self, code: int) -> NoReturn:
+    def _exit(self, code: int, why: str = "") -> NoReturn:
         """Without the main thread, which may never come back."""
         try:
-            tell_agent("ended together with the other ranks; rank 0 says why")
+            tell_agent(why or "ended together with the other ranks; rank 0 says why")
             end_agent_later(self._agent)
         finally:
             os._exit(code)

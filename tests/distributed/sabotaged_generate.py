@@ -1,7 +1,7 @@
 """scripts/generate.py for tiny Flux pipelines, but what a prompt says goes wrong in its request.
 
-"raise in block", "kill in decode": of its calls there, the second one (of blocks the fifth); a store fails once the
-request denoises.
+"raise in block", "kill in decode", "lose in block" (the device): of its calls there, the second one (of blocks the
+fifth); a store fails once the request denoises.
 """
 
 import errno
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import diffusers
+import torch
 from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock
 
 import offload
@@ -42,6 +43,8 @@ def sabotage(place: str) -> None:
             if calls[place] == at:
                 if how == "kill":
                     os.kill(os.getpid(), signal.SIGKILL)
+                if how == "lose":
+                    raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
                 raise OSError(errno.EIO, "as told") if place == "store" else ValueError("as told")
         return plain(*args, **kwargs)
 

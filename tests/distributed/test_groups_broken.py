@@ -119,3 +119,20 @@ def test_a_disk_that_cannot_be_read_ends_the_job_and_no_request_loses_a_try(path
     state = run(path, output, GOOD, "placement.transformer.rest=disk")
     assert report(output)["state"] == "done"
     expect_made(path, output, state, GOOD)
+
+
+@pytest.mark.parametrize("group", [1, 4])
+def test_a_device_that_fails_ends_the_job_with_the_request_to_blame_and_torchrun_says_why(
+    group: int, path: Path, tmp_path: Path
+) -> None:
+    """What is asked of it next would fail too. One rank of two; they share nothing."""
+    output, bad = tmp_path / "out", "lose in block"
+    state = run(path, output, [*GOOD, bad], "placement.transformer.rest=disk", f"job.group={group}")
+    told = report(output)
+    assert told["state"] == "fault" and isinstance(fault := told["fault"], dict)
+    assert (fault["prompt"], fault["stage"], fault["component"]) == (bad, "denoise", "transformer")
+    assert fault["cause"].startswith("AcceleratorError: CUDA error")
+    lost = {id for id, number in state.attempts.items() if number and id not in state.finished}
+    assert lost == {fault["request"]}
+    _, _, summary = output.with_name("out.log").read_text().rpartition("Root Cause")
+    assert f"request {fault['request']} '{bad}': AcceleratorError: CUDA error" in summary
