@@ -55,10 +55,10 @@ test-chaos: setup
 gpu-check: setup
 	$(BIN)/python scripts/gpu_check.py
 
-# Forty minutes on two quiet cores: benchmarks/RESULTS.md and its plots.
+# Forty minutes on two quiet cores: benchmarks/RESULTS.md and its plots. BENCH="--parts first" or --go-on for less.
 bench: setup
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
-	$(BIN)/python scripts/bench_all.py
+	$(BIN)/python scripts/bench_all.py $(BENCH)
 
 lint: setup
 	$(BIN)/ruff check .

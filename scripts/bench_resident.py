@@ -1,11 +1,19 @@
-"""What it costs a node that its ranks load a component whole: our loading, weight by weight, against its library's.
+"""What it costs a node that its ranks load a component whole: our loading against its library's.
 
   OMP_NUM_THREADS=1 python scripts/bench_resident.py [--ranks 4] [--rounds 3]
 
-A Flux of 416M parameters in bf16 (799 MiB), on the CPU: what is loaded is itself host memory, so that each rank ends
-with a copy of its own. Its files are in the page cache. Memory is the ranks' PSS together (each page divided by the
-number of processes that map it), above what they have before they load: at the peak, sampled every 10 ms, and when all
-are ready. Ranks are started anew for each arm.
+A Flux of 416M parameters in bf16 (799 MiB), on the CPU, its files in the page cache:
+
+  ours                  weight by weight into memory of its own; what is loaded is itself host memory, so that each rank
+                        ends with a copy
+  ours, rest=host       one copy for the node, which the ranks fill together
+  from_pretrained       the library's: its weights are pages of the files, which the ranks of a node share, and the
+                        system may drop
+  library, then a copy  the same, copied into memory of its own
+
+Each arm's seconds and memory are those until every weight was read once. Memory is the ranks' PSS together (each page
+divided by the number of processes that map it), above what they have before they load: at the peak, sampled every 10
+ms, and when all are ready. Ranks are started anew for each arm.
 """
 
 import argparse
@@ -13,6 +21,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,27 +35,41 @@ from bench.checkpoint import write_checkpoint
 from bench.ratios import note
 from torch import nn
 
+from offload import offloader_of
 from runner.components.groups import Groups
 from runner.components.load import load_component
 from runner.components.source import Source
 from runner.components.whole import load_whole
-from runner.config import PlacementConfig
+from runner.config import PlacementConfig, Rest
 from runner.world import World
 from weights.agreement import node_group
 
 
-def weight_by_weight(folder: Path, world: World) -> nn.Module:
-    groups = Groups(node=node_group())
-    return load_component(
-        Source(folder.name, offload_arms.CLASS, folder), offload_arms.DTYPE, PlacementConfig(), world, groups
-    )[0]
+def ours(rest: Rest, folder: Path, world: World) -> nn.Module:
+    source, placement = Source(folder.name, offload_arms.CLASS, folder), PlacementConfig(rest=rest)
+    return load_component(source, offload_arms.DTYPE, placement, world, Groups(node=node_group()))[0]
+
+
+def mapped(folder: Path, world: World) -> nn.Module:
+    return offload_arms.CLASS.from_pretrained(folder, torch_dtype=offload_arms.DTYPE, local_files_only=True)
 
 
 def by_library(folder: Path, world: World) -> nn.Module:
     return world.agreed(lambda: load_whole(Source(folder.name, offload_arms.CLASS, folder), offload_arms.DTYPE))
 
 
-ARMS: dict[str, Callable[[Path, World], nn.Module]] = {"ours": weight_by_weight, "library, then a copy": by_library}
+ARMS: dict[str, Callable[[Path, World], nn.Module]] = {
+    "ours": partial(ours, Rest.device),
+    "ours, rest=host": partial(ours, Rest.host),
+    "from_pretrained": mapped,
+    "library, then a copy": by_library,
+}
+PAIRS = (
+    ("ours", "library, then a copy"),
+    ("ours", "from_pretrained"),
+    ("ours, rest=host", "from_pretrained"),
+)
+PAGE = 4096  # bytes
 
 
 def main() -> None:
@@ -67,8 +90,11 @@ def main() -> None:
             )
 
         for place, what in enumerate(("seconds", "memory of all ranks at the peak")):
-            pairs = zip(*of.values(), strict=True)
-            note(f"resident: {what}, ours / library", [ours[place] / library[place] for ours, library in pairs])
+            for top, bottom in PAIRS:
+                pairs = zip(of[top], of[bottom], strict=True)
+                note(f"whole, {what}: {top} / {bottom}", [one[place] / other[place] for one, other in pairs])
+        for arm, runs in of.items():
+            note(f"whole, copies on the node when ready: {arm}", [ready / weights for _, _, ready in runs])
 
 
 def one_run(arm: str, folder: Path, size: int) -> tuple[float, float, float]:
@@ -99,6 +125,17 @@ def one_run(arm: str, folder: Path, size: int) -> tuple[float, float, float]:
     return seconds, max(peak, ready) - before, ready - before
 
 
+def _read(model: nn.Module) -> None:
+    """A byte of each page of its weights, wherever they rest."""
+    if (offloaded := offloader_of(model)) is not None:
+        weights = [offloaded.store.view(unit) for unit in offloaded.store.packings]
+    else:
+        weights = [weight.detach() for weight in model.parameters()]
+    for weight in weights:
+        assert weight is not None
+        weight.flatten().view(torch.uint8)[::PAGE].sum()
+
+
 def _pss(processes: Sequence[psutil.Process]) -> int:
     return sum(process.memory_full_info().pss for process in processes)
 
@@ -112,6 +149,7 @@ def _rank(connection: Connection, arm: str, rank: int, size: int, meeting: str, 
     connection.recv()
     start = time.perf_counter()
     model = ARMS[arm](folder, world)
+    _read(model)
     connection.send(time.perf_counter() - start)
     connection.recv()
     del model

@@ -5,7 +5,8 @@
 Parts:
   modes         a sharded Flux's denoise loop: no_grad everywhere, leave_inference=component, leave_inference=weights;
                 and what it costs that the ranks agree before each sharded call
-  handwritten   sharding.shard against the textbook's loop of fully_shard, each with its prefetch settings
+  handwritten   sharding.shard, with its prefetch settings, against the textbook's loop of fully_shard and against
+                accelerate's wrapping
   load          416M parameters from safetensors files to sharded weights: seconds, bytes read, peak memory a rank
   layout        bytes a rank of Flux and of Wan-14B over 64 and 512 ranks that do not exist, and the seconds that takes
 
