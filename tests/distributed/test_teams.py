@@ -1,6 +1,7 @@
 """Ranks that make one request together: one picture with the stock bits, one record."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from runner.report.teams import described, lines
 from tests import tiny
 from tests.distributed.chaos import Job
 from tests.distributed.chaos import lines as lines_of
+from tests.distributed.counted import alike_in_each_copy
 from tests.distributed.placed import joined, opened, run_prompts
 from tests.distributed.teams import FAMILY, SHARDED, expect_recorded, expect_stock_pictures, failing, prompts_of
 from tests.ranks import World, on_ranks
@@ -56,17 +58,22 @@ def test_a_team_makes_each_request_once(world: World, path: Path, overrides: lis
     ],
     ids=["two teams", "one team", "a copy over two teams", "a copy a team", "two copies in a team"],
 )
+@pytest.mark.parametrize("group", [1, 2])
 @on_ranks(4)
-def test_teams_and_sharded_copies_keep_in_step(world: World, path: Path, overrides: list[str], in_step: int) -> None:
+def test_teams_and_sharded_copies_keep_in_step(
+    world: World, path: Path, overrides: list[str], in_step: int, group: int
+) -> None:
+    """Five requests: in groups of two, the second team has one less at the end, and fills it in."""
     pipeline = opened(world, path, *overrides)
     assert pipeline.lockstep.size == in_step
-    settled, pictures = run_prompts(world, pipeline, world.tmp_path / "out", prompts_of(3))
-    assert [type(result) for result in settled] == [Made] * 3
+    with alike_in_each_copy(pipeline) if SHARDED in overrides else nullcontext():
+        settled, pictures = run_prompts(world, pipeline, world.tmp_path / "out", prompts_of(5), group=group)
+    assert [type(result) for result in settled] == [Made] * 5
     firsts = {0} if pipeline.world.team.size == 4 else {0, 2}
     assert {result.line.rank for result in settled if isinstance(result, Made)} == firsts
     if world.rank == 0:
-        expect_stock_pictures(pictures, path, [0, 1, 2])
-        expect_recorded(world.tmp_path / "out", 3, 0)
+        expect_stock_pictures(pictures, path, [0, 1, 2, 3, 4])
+        expect_recorded(world.tmp_path / "out", 5, 0)
 
 
 @pytest.mark.slow
