@@ -284,7 +284,7 @@ class Round:
         assert self._component is not None
         self._make_put_off(calls)
         is_other = any(call.is_other for call in calls)
-        if self._shared.group is not None:  # part here, with a reason, and not in a collective
+        if self._shared.group is not None or self._meets_before_calls:  # part here, and not in a collective
             name = self._component.name
             is_other = self._any(is_other, f"{len(calls)} of {width} calls of {name} in a round, shared out")
         if is_other:
@@ -339,9 +339,7 @@ class Round:
         name, reason = self._component.name, "a call did not give what the first one of its kind gave"
         self.known.serial[name] = reason
         told = f"{name}: {reason}; its calls are made by every rank from now on"
-        # Where ranks are in step and did not meet here, the others have still to hear of it.
-        all_know = self._shared.group is not None or self._shared.lockstep.size == 1
-        raise ResultsDiffer(told) if all_know else RuntimeError(told)
+        raise ResultsDiffer(told)
 
 
 def _has_plain(values: Any) -> bool:

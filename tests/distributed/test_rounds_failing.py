@@ -12,7 +12,7 @@ from runner.job.results import Failed, Made
 from runner.pipeline.pipeline import Pipeline
 from tests import tiny
 from tests.distributed.placed import opened, run_prompts
-from tests.distributed.teams import FAMILY, expect_recorded, expect_stock_pictures, prompts_of
+from tests.distributed.teams import FAMILY, SHARDED, expect_recorded, expect_stock_pictures, prompts_of
 from tests.ranks import World, on_ranks
 
 STEPS = tiny.FAMILIES[FAMILY].call["num_inference_steps"]
@@ -109,3 +109,18 @@ def test_alone_too_a_result_of_another_kind_has_the_request_made_again(world: Wo
     assert [type(result) for result in settled] == [Made] * 3
     expect_stock_pictures(pictures, path, [0, 1, 2])
     expect_recorded(world.tmp_path / "out", 3, 0)
+
+
+@pytest.mark.parametrize("group", [1, 2])
+@on_ranks(2)
+def test_so_has_one_of_a_rank_that_shares_weights_and_makes_requests_of_its_own(
+    world: World, path: Path, group: int
+) -> None:
+    """The rank beside it, which did nothing wrong, makes its own again too."""
+    pipeline = opened(world, path, SHARDED)
+    with breaking(pipeline, 1, 1, _of_another_kind, times=1):
+        settled, pictures = run_prompts(world, pipeline, world.tmp_path / "out", prompts_of(4), group=group)
+    assert [type(result) for result in settled] == [Made] * 4
+    if world.rank == 0:
+        expect_stock_pictures(pictures, path, [0, 1, 2, 3])
+        expect_recorded(world.tmp_path / "out", 4, 0)
