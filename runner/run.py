@@ -15,7 +15,7 @@ import transformers
 from runner.components.context_fit import unproven
 from runner.components.directory import Directory, check_placements, directory_of
 from runner.components.identity import agreed_identity
-from runner.config import OPS, JobConfig, RunConfig
+from runner.config import AUTO, OPS, JobConfig, RunConfig
 from runner.errors import ExitCode, UserError
 from runner.health.last_line import LastLine
 from runner.health.stderr import say
@@ -26,6 +26,7 @@ from runner.job.job import run_job
 from runner.job.prompts import Prompt
 from runner.job.requests import read_job, requests_of, settle, with_inputs
 from runner.job.results import extent_of
+from runner.job.teams import in_teams
 from runner.media.save import settled_writing
 from runner.media.sheet import contact_sheet
 from runner.numerics import settle_numerics
@@ -36,7 +37,6 @@ from runner.parity.certificate import certify
 from runner.pipeline.adapters import recipe_of_lora
 from runner.pipeline.open import open_pipeline
 from runner.pipeline.pipeline import Pipeline
-from runner.pipeline.separate_calls import separate_calls
 from runner.plan.check import check_fits
 from runner.progress import Progress
 from runner.report.explain import table
@@ -52,7 +52,6 @@ from runner.report.side_by_side import wasted
 from runner.report.summary import summary
 from runner.report.trace_files import traced
 from runner.request import Request, parse_part
-from runner.team import choose_guidance
 from runner.world import World
 
 T = TypeVar("T")
@@ -68,7 +67,7 @@ def run(config: RunConfig, world: World, verify: int = 0) -> int:
         # Before the folder is looked at, where a misspelt argument would be another recipe.
         arguments = world.agreed(lambda: arguments_of(directory.pipeline))
         prompts, call = with_inputs(prompts, config.job, arguments, world.control)
-        world = _in_teams(config, world, directory, len(prompts) * config.job.images_per_prompt)
+        config, world = in_teams(config, world, directory, len(prompts) * config.job.images_per_prompt)
         config = replace(config, job=world.agreed(lambda: settled_writing(directory.pipeline, config.job)))
         world.agreed(lambda: check_placements(directory, config))
         check_fits(config, directory, world)
@@ -212,20 +211,17 @@ def _best_effort(what: str, make: Callable[[], T]) -> T | None:
         return None
 
 
-def _in_teams(config: RunConfig, world: World, directory: Directory, num_requests: int) -> World:
-    guidance, context = config.mesh.guidance, config.mesh.context
-    if not isinstance(guidance, int):
-        separate = separate_calls(directory.pipeline, directory.modules)
-        guidance, why = choose_guidance(world.size, context, num_requests, separate)
-        if world.rank == 0:
-            say(f"mesh.guidance=auto: {guidance}, since {why}")
-    return world.in_teams(guidance, context)
-
-
 def _note_left_out(directory: Directory, world: World) -> None:
     if directory.left_out and world.rank == 0:
         names = ", ".join(directory.left_out)
         say(f"{directory.root}: left out, since a {directory.pipeline.__name__} does not take it: {names}")
+
+
+def _num_requests(config: RunConfig) -> int:
+    """Where it decides anything; of a job that may have no prompts yet."""
+    job, mesh = config.job, config.mesh
+    decides = AUTO in (mesh.guidance, mesh.context) and (job.prompts is not None or job.prompt is not None)
+    return len(read_job(job)) * job.images_per_prompt if decides else 1
 
 
 def explain(config: RunConfig, world: World) -> int:
@@ -233,7 +229,7 @@ def explain(config: RunConfig, world: World) -> int:
     with _watched(config, world) as watch:
         world.agreed(lambda: settle_numerics(world.device, config.execution.tf32))
         directory = world.agreed(lambda: directory_of(config))
-        world = _in_teams(config, world, directory, 1)
+        config, world = in_teams(config, world, directory, world.agreed(lambda: _num_requests(config)))
         world.agreed(lambda: check_placements(directory, config))
         check_fits(config, directory, world)
         watch.progress.doing("load")

@@ -34,6 +34,7 @@ class Team:
     control: Group = None
     mesh: DeviceMesh | None = None
     group: Group = None
+    why: str = ""  # there are so many, where nobody said how many
 
     @property
     def size(self) -> int:
@@ -97,17 +98,30 @@ def joined_team(rank: int, size: int, guidance: int, context: int, *, device_typ
     return replace(team, control=among, mesh=mesh, group=group)
 
 
-def choose_guidance(size: int, context: int, num_requests: int, separate: int) -> tuple[int, str]:
-    """How many ranks share out the calls of a request, for the quickest job, and why. `separate`: how many calls of a
-    step do not depend on each other, at most. Requests of their own come first: they need no exchange."""
-    units = max(size // context, 1)
-    if separate == 1:
-        return 1, "the pipeline makes one call a step"
-    idle = units // max(min(num_requests, units), 1)  # ranks for each request that is made at a time
-    number = max(n for n in range(1, min(separate, idle) + 1) if units % n == 0)
-    if number == 1:
-        return 1, f"{num_requests} requests keep {units} team(s) busy"
-    return number, f"{num_requests} request(s) for {units} ranks, and up to {separate} separate calls a step"
+def choose_team(
+    size: int, num_requests: int, *, guidance: Sequence[int], context: Sequence[int], shard: int | None = None
+) -> tuple[int, int, str]:
+    """guidance x context for the quickest job, of the numbers that may be, and why. `shard`: the ranks that share a
+    copy of weights, if any do.
+
+    Requests of their own come first: they need no exchange. Ranks that would have none share out calls, which is
+    exchanged once a step; what is then left shares out tokens, which is exchanged in every block.
+    """
+    least = min(guidance), min(context)
+    teams = max(size // (least[0] * least[1]), 1)
+    ranks = size // max(min(num_requests, teams), 1)  # for each request that is made at a time
+    fitting = [
+        (g, c)
+        for g in guidance
+        for c in context
+        if g * c <= ranks and size % (g * c) == 0 and (shard is None or _fits(shard, g * c))
+    ]
+    chosen = max(fitting, default=least)
+    if ranks == least[0] * least[1]:
+        return *chosen, f"{num_requests} request(s) keep {teams} team(s) busy"
+    calls = f"up to {max(guidance)} separate calls" if max(guidance) > 1 else "one call"
+    tokens = f", whose tokens up to {max(context)} ranks share out" if max(context) > 1 else ""
+    return *chosen, f"{num_requests} request(s) for {size} rank(s), and {calls} a step{tokens}"
 
 
 def check_division(size: int, guidance: int, context: int) -> None:

@@ -37,7 +37,7 @@ class World:
         if self.team is None:
             object.__setattr__(self, "team", place_in_team(self.rank, self.size, 1, 1))
 
-    def in_teams(self, guidance: int, context: int) -> "World":
+    def in_teams(self, guidance: int, context: int, why: str = "") -> "World":
         """The same ranks, in teams of guidance x context. Collective; raises UserError where they do not divide so."""
         if guidance * context > 1 and not has_collectives(self.device):
             raise UserError(
@@ -45,7 +45,7 @@ class World:
             )
         kind = self.device.type
         own = joined_team(self.rank, self.size, guidance, context, device_type=kind, control=self.control)
-        return replace(self, team=own)
+        return replace(self, team=replace(own, why=why))
 
     def gather(self, value: T) -> list[T]:
         """The values of all ranks, in rank order, on every rank. Collective."""

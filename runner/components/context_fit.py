@@ -42,6 +42,7 @@ _PIPELINES: Mapping[str, str] = MappingProxyType(
         "Flux2KleinKVPipeline": "it keeps the keys and values of the reference picture's tokens apart by their places",
     }
 )
+_FEW = 4
 _INSTEAD = (
     "use mesh.context=1: these ranks then make requests of their own, or share out the calls with and without a prompt "
     "(mesh.guidance)"
@@ -70,6 +71,23 @@ def check_context(directory: Directory, ranks: int) -> tuple[str, ...]:
     for source in planned:
         _check(source, ranks, f"{asked}: {source.name} ({source.cls.__name__})")
     return tuple(source.name for source in planned)
+
+
+def context_that_fits(directory: Directory, size: int) -> list[int]:
+    """The numbers of ranks, of `size`, that may share out the tokens of calls where nobody said how many: by plans that
+    a test has proven, and so few that a short prompt has as many tokens."""
+    planned = {source.cls.__name__ for source in directory.sources.values() if has_plan(source.cls)}
+    if not planned <= PROVEN:
+        return [1]
+    return [number for number in range(1, _FEW + 1) if size % number == 0 and _may(directory, number)]
+
+
+def _may(directory: Directory, ranks: int) -> bool:
+    try:
+        check_context(directory, ranks)
+    except UserError:
+        return False
+    return True
 
 
 def _check(source: Source, ranks: int, which: str) -> None:

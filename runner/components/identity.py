@@ -49,8 +49,8 @@ def agreed_identity(directory: Directory, config: RunConfig, world: World) -> di
     mine |= flags_that_decide(world.device)
     if config.execution.compile:
         mine["numerics.compile"] = str(config.execution.compile)
-    if world.agreed(lambda: check_context(directory, config.mesh.context)):
-        mine["mesh.context"] = config.mesh.context
+    if world.agreed(lambda: check_context(directory, world.team.context)):
+        mine["mesh.context"] = world.team.context
     first, *others = world.gather(mine)
     for rank, other in enumerate(others, start=1):
         for key in sorted(first.keys() | other.keys()):

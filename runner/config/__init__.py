@@ -3,6 +3,7 @@
 from runner.config.keys import describe
 from runner.config.load import load_config, to_dict, to_yaml
 from runner.config.schema import (
+    AUTO,
     DYNAMIC,
     KNOBS,
     OPS,
@@ -28,6 +29,7 @@ from runner.config.schema import (
 )
 
 __all__ = [
+    "AUTO",
     "DYNAMIC",
     "KNOBS",
     "OPS",

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from runner.config.schema import DYNAMIC, OPS, PlacementConfig, RunConfig, adapter_name
+from runner.config.schema import AUTO, DYNAMIC, OPS, PlacementConfig, RunConfig, adapter_name
 from runner.errors import UserError
 from runner.reading.schema import is_text, leaves
 from runner.reading.values import check_seeds, check_value, shown
@@ -47,11 +47,10 @@ def check_values(config: RunConfig, plain: dict[str, Any]) -> None:
     compiled = config.execution.compile
     if not isinstance(compiled, bool) and compiled != DYNAMIC:
         raise UserError(f"execution.compile is {compiled!r}; it must be true, false or {DYNAMIC}")
-    guidance, context = config.mesh.guidance, config.mesh.context
-    if guidance != "auto" and not (isinstance(guidance, int) and guidance >= 1):
-        raise UserError(f"mesh.guidance is {guidance!r}; it must be at least 1, or auto")
-    if context < 1:
-        raise UserError(f"mesh.context is {context}; it must be at least 1")
+    for name in ("guidance", "context"):
+        ranks = getattr(config.mesh, name)
+        if ranks != AUTO and not (isinstance(ranks, int) and ranks >= 1):
+            raise UserError(f"mesh.{name} is {ranks!r}; it must be at least 1, or auto")
     parse_part(job.part)
     names = [adapter_name(adapter) for adapter in config.lora.adapters]
     if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -8,7 +8,7 @@ from typing import Any
 
 from runner.config.check import check_values
 from runner.config.keys import refuse_key
-from runner.config.schema import KNOBS, OWN_KEYS, RunConfig
+from runner.config.schema import AUTO, KNOBS, OWN_KEYS, RunConfig
 from runner.errors import UserError
 from runner.reading.layers import escaped, mapped, merge
 from runner.reading.plain_yaml import NotYaml, dump, read
@@ -69,14 +69,15 @@ def _read_word(word: str) -> dict[str, Any]:
     annotation = annotation_of(RunConfig, key)
     if annotation is None:
         refuse_key(key)
-    layer = mapped(value_of(key, typed, annotation), escaped)
+    is_whole_mesh = key == "mesh" and typed.strip() == AUTO
+    layer: Any = AUTO if is_whole_mesh else mapped(value_of(key, typed, annotation), escaped)
     for name in reversed(key.split(".")):
         layer = {name: layer}
     return _checked(layer)
 
 
 def _checked(layer: dict[str, Any]) -> dict[str, Any]:
-    """The layer, with the short forms of `lora` and of a component's settings written out.
+    """The layer, with the short forms of `lora`, of `mesh` and of a component's settings written out.
 
     Raises UserError: an unknown key, a value that no key takes, a text that YAML reads as something else.
     """
@@ -86,6 +87,8 @@ def _checked(layer: dict[str, Any]) -> dict[str, Any]:
             raise UserError(f"lora: {shown(adapter)} is no adapter; each is a mapping, {{path: {adapter}}}")
     if isinstance(lora, list):
         layer = {**layer, "lora": {"adapters": lora}}
+    if layer.get("mesh") == AUTO:
+        layer = {**layer, "mesh": {"guidance": AUTO, "context": AUTO}}
     if isinstance(components := layer.get("components"), dict):
         layer = {**layer, "components": {name: _settings_apart(one) for name, one in components.items()}}
     for key, annotation, value in leaves(RunConfig, layer):

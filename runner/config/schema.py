@@ -110,6 +110,7 @@ class PlacementConfig:
 
 
 DYNAMIC = "dynamic"
+AUTO = "auto"  # of the mesh: as is quickest for the job
 OPS = "ops"  # job.profile: with what torch's profiler sees
 OF_A_COMPONENT = {"components": ComponentConfig, "placement": PlacementConfig}
 OWN_KEYS = tuple(ComponentConfig.__dataclass_fields__)  # what is not among them is a scheduler's setting
@@ -132,7 +133,11 @@ class MeshConfig:
         "ranks that share out the calls of one request that do not depend on each other; auto: where requests are few",
         default=1,
     )
-    context: int = _option("ranks that share the tokens of each denoiser call; part of the recipe", default=1)
+    context: int | str = _option(
+        "ranks that share the tokens of each denoiser call; part of the recipe; auto: where requests are few, and the "
+        "plan is tested",
+        default=1,
+    )
 
 
 @dataclass

@@ -10,17 +10,19 @@ def described(pipeline: Pipeline) -> dict[str, Any]:
     """For run.json."""
     team, tiles = pipeline.world.team, pipeline.tiles
     told: dict[str, Any] = {"teams": team.count, "guidance": team.guidance, "context": team.context}
+    if team.why:
+        told["chosen"] = team.why
     if tiles is not None and tiles.reasons:
         told["tiles"] = {name: reason or "shared out" for name, reason in tiles.reasons.items()}
     return told
 
 
 def lines(pipeline: Pipeline) -> list[str]:
-    """For people; none where each rank is a team of its own."""
+    """For people; none where each rank is a team of its own, and nobody asked."""
     team, tiles = pipeline.world.team, pipeline.tiles
-    if team.size == 1:
+    if team.size == 1 and not team.why:
         return []
-    told = [f"teams: {team}"]
+    told = [f"teams: {team}" + (f", since {team.why}" if team.why else "")]
     if (why := _too_many(pipeline)) is not None:
         told.append(f"guidance: {why}")
     for name, reason in (tiles.reasons if tiles is not None else {}).items():

@@ -28,9 +28,21 @@ def test_printed_config_reads_back_the_same(tmp_path: Path) -> None:
     assert load_config(file, []) == config
 
 
+def test_the_whole_mesh_may_be_left_to_the_runner(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("mesh: auto\n")
+    for config in (load_config(file, []), load_config(None, ["mesh=auto"])):
+        assert (config.mesh.guidance, config.mesh.context, config.mesh.shard) == ("auto", "auto", None)
+    config = load_config(file, ["mesh.context=2", "mesh.shard=4"])
+    assert (config.mesh.guidance, config.mesh.context, config.mesh.shard) == ("auto", 2, 4)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("mesh=fast", "mesh"),
+        ("mesh.context=0", "mesh.context is 0; it must be at least 1, or auto"),
+        ("mesh.guidance=fast", "mesh.guidance is 'fast'; it must be at least 1, or auto"),
         ("job.sed=1", "nearest is 'job.seed'"),
         ("placement.vae.shre=shard", "nearest is 'placement.vae.share'"),
         ("jobb.seed=1", "nearest is 'job.seed'"),

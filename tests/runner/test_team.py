@@ -8,7 +8,7 @@ import pytest
 
 from runner.errors import UserError
 from runner.pipeline.separate_calls import separate_calls
-from runner.team import Team, check_division, check_shard, choose_guidance, place_in_team, team_mesh
+from runner.team import Team, check_division, check_shard, choose_team, place_in_team, team_mesh
 from runner.world import World
 from sharding import fake_world
 from weights.agreement import ranks_of
@@ -74,25 +74,39 @@ def test_a_sharded_copy_is_whole_teams_or_lies_within_one(shard: int, fits: str 
 
 
 @pytest.mark.parametrize(
-    ("size", "context", "requests", "separate", "chosen"),
+    ("size", "requests", "guidance", "context", "chosen"),
     [
-        (8, 1, 100, 2, 1),  # each rank has requests of its own
-        (8, 1, 4, 2, 2),
-        (8, 1, 1, 2, 2),
-        (8, 1, 1, 3, 2),  # three do not divide eight
-        (6, 1, 2, 3, 3),
-        (8, 4, 1, 2, 2),
-        (8, 1, 1, 1, 1),  # a batch of both conditions
-        (1, 1, 1, 2, 1),
-        (8, 1, 0, 2, 2),
+        (8, 100, [1, 2], [1], (1, 1)),  # each rank has requests of its own
+        (8, 100, [1, 2], [1, 2, 4], (1, 1)),
+        (8, 4, [1, 2], [1, 2, 4], (2, 1)),
+        (8, 4, [1], [1, 2, 4], (1, 2)),  # a batch of both conditions
+        (8, 3, [1, 2], [1, 2, 4], (2, 1)),
+        (8, 2, [1, 2], [1, 2, 4], (2, 2)),
+        (8, 1, [1, 2], [1], (2, 1)),
+        (8, 1, [1, 2], [1, 2, 4], (2, 4)),
+        (8, 1, [1, 2, 3], [1], (2, 1)),  # three do not divide eight
+        (6, 2, [1, 2, 3], [1], (3, 1)),
+        (8, 1, [1, 2], [4], (2, 4)),  # the one is given, the other is chosen
+        (8, 100, [1, 2], [4], (1, 4)),
+        (8, 1, [2], [1, 2, 4], (2, 4)),
+        (8, 100, [2], [1, 2, 4], (2, 1)),
+        (8, 1, [1], [1], (1, 1)),
+        (1, 1, [1, 2], [1], (1, 1)),
+        (8, 0, [1, 2], [1], (2, 1)),
     ],
 )
-def test_ranks_that_requests_leave_idle_share_out_separate_calls(
-    size: int, context: int, requests: int, separate: int, chosen: int
+def test_ranks_that_requests_leave_idle_share_out_calls_and_then_tokens(
+    size: int, requests: int, guidance: list[int], context: list[int], chosen: tuple[int, int]
 ) -> None:
-    number, why = choose_guidance(size, context, requests, separate)
-    assert number == chosen and why
-    check_division(size, number, context)
+    *numbers, why = choose_team(size, requests, guidance=guidance, context=context)
+    assert tuple(numbers) == chosen and why
+    check_division(size, *numbers)
+
+
+def test_what_is_chosen_fits_the_ranks_that_share_a_copy_of_weights() -> None:
+    assert choose_team(12, 1, guidance=[1, 2, 3], context=[1, 2, 4], shard=3)[:2] == (3, 4)
+    assert choose_team(12, 1, guidance=[1, 2], context=[1, 4], shard=3)[:2] == (1, 1)
+    assert choose_team(12, 1, guidance=[1, 2], context=[1, 4], shard=6)[:2] == (2, 1)
 
 
 @pytest.mark.parametrize(
