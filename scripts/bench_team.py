@@ -6,6 +6,8 @@ Parts:
   context       a call of Flux and of Wan, of 1,024 tokens of the picture, whose tokens the ranks share out; and how
                 many floating-point operations each rank is left with, which no other program disturbs
   guidance      a step of Wan, of 768 tokens, with two calls that the ranks share out; what a round costs the host
+  tiles         a picture decoded in tiles that the ranks share out
+  together      on four ranks or more: guidance x context, as work that is counted, forwards x tokens of each rank
 
 Every rank computes in both arms, so that the cores are as busy in both. Outputs are compared before anything is timed.
 Each round runs every arm once, in random order; ratios are paired within a round. Below 1 the left one is faster. Leave
@@ -18,12 +20,17 @@ from dataclasses import asdict
 from typing import Any
 
 import diffusers
-from bench import context_arms, guidance_arms
+from bench import context_arms, guidance_arms, tile_arms, together_arms
 from bench.parts import parse
 
 from runner.world import joined_world
 
-PARTS = {"context": context_arms.run, "guidance": guidance_arms.run}
+PARTS = {
+    "context": context_arms.run,
+    "guidance": guidance_arms.run,
+    "tiles": tile_arms.run,
+    "together": together_arms.run,
+}
 
 
 def main() -> None:
@@ -31,7 +38,7 @@ def main() -> None:
     diffusers.utils.logging.set_verbosity_error()
     figures: dict[str, Any] = {}
     with joined_world() as world:
-        for part in options.part or PARTS:
+        for part in options.part or [name for name in PARTS if name != "together" or world.size >= 4]:
             figures[part] = PARTS[part](world, options.rounds)
         if world.rank == 0 and options.json:
             options.json.write_text(json.dumps(figures, indent=1, default=asdict) + "\n")

@@ -49,7 +49,8 @@ def run(world: World, rounds: float) -> dict[str, Any]:
     return figures
 
 
-def _denoiser(world: World) -> Callable[[bool], Callable[[], torch.Tensor]]:
+def wan() -> WanPipeline:
+    """A small one, of random weights; its call is given the embeddings of its prompts."""
     torch.manual_seed(0)
     transformer = WanTransformer3DModel(
         num_attention_heads=HEADS,
@@ -66,22 +67,32 @@ def _denoiser(world: World) -> Callable[[bool], Callable[[], torch.Tensor]]:
         transformer=transformer,
     )
     stock.set_progress_bar_config(disable=True)
-    prompts = torch.randn(2, 1, 64, TEXT)
-    rounds = Rounds([Component("transformer", transformer, "denoise")], _over(world), stock)
+    return stock
+
+
+def latents_of(stock: WanPipeline) -> torch.Tensor:
+    """Of a video of 768 tokens: four steps of two calls each."""
+    prompts = torch.randn(2, 1, 64, TEXT, generator=torch.Generator().manual_seed(1))
+    return stock(
+        prompt_embeds=prompts[0],
+        negative_prompt_embeds=prompts[1],
+        height=256,
+        width=256,
+        num_frames=9,
+        num_inference_steps=4,
+        generator=torch.Generator().manual_seed(0),
+        output_type="latent",
+    ).frames
+
+
+def _denoiser(world: World) -> Callable[[bool], Callable[[], torch.Tensor]]:
+    stock = wan()
+    rounds = Rounds([Component("transformer", stock.transformer, "denoise")], _over(world), stock)
 
     def denoise(shares: bool) -> Callable[[], torch.Tensor]:
         def call() -> torch.Tensor:
             with torch.inference_mode(), rounds.request() if shares else nullcontext():
-                return stock(
-                    prompt_embeds=prompts[0],
-                    negative_prompt_embeds=prompts[1],
-                    height=256,
-                    width=256,
-                    num_frames=9,
-                    num_inference_steps=4,
-                    generator=torch.Generator().manual_seed(0),
-                    output_type="latent",
-                ).frames
+                return latents_of(stock)
 
         return call
 
