@@ -12,18 +12,21 @@ from typing import Any
 
 
 def separate_calls(cls: Any, components: Collection[str]) -> int:
-    """The most places in the pipeline's own call that call one of these components, by its name or by a local name."""
+    """The most places in the pipeline's own call that call one of these components, by its name or by a local name. A
+    guider has one place call it once for each of its conditions: two, as a rule."""
+    parts = {*inspect.signature(cls.__init__).parameters, *getattr(cls, "parts", ())}  # the latter of a modular one
+    guided = 2 if any(name.endswith("guider") for name in parts) else 1
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls.__call__)))
     except (OSError, TypeError, SyntaxError):  # made at run time: nothing is known
-        return 1
+        return guided
     denoisers = [name for name in components if name.startswith(("transformer", "unet", "prior", "dit"))]
     local = {name: name for name in denoisers} | dict(_local_names(tree, denoisers))
     places: dict[str, int] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and (name := _called(node.func)) in local:
             places[name] = places.get(name, 0) + 1
-    return max(places.values(), default=1)
+    return max([guided, *places.values()])
 
 
 def _local_names(tree: ast.AST, components: Collection[str]) -> Iterator[tuple[str, str]]:

@@ -115,6 +115,7 @@ def test_what_is_chosen_fits_the_ranks_that_share_a_copy_of_weights() -> None:
         (diffusers.QwenImagePipeline, 2),
         (diffusers.WanPipeline, 2),  # by a local name
         (diffusers.LTX2Pipeline, 3),
+        (diffusers.HunyuanVideo15Pipeline, 2),  # by a guider
         (diffusers.SanaPipeline, 1),
         (diffusers.PixArtSigmaPipeline, 1),
     ],
