@@ -38,7 +38,7 @@ from runner.inputs.arguments import arguments_of
 from runner.inputs.decode import decoded
 from runner.inputs.input_file import Form, files_in
 from runner.pipeline.adapters import Adapters
-from runner.pipeline.shell import own_shell
+from runner.pipeline.shell import own_shell, with_own_guiders
 from runner.progress import Progress
 from runner.request import Request
 from runner.trace.clock import clock_for
@@ -209,7 +209,7 @@ class Pipeline:
         stop and the request cannot finish in time.
         """
         with self.lockstep.request(), self._boundaries.group():
-            return self._made(self.stock, request, resume)
+            return self._made(with_own_guiders(self.stock), request, resume)
 
     def make_together(
         self,

@@ -5,7 +5,19 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 from diffusers.configuration_utils import ConfigMixin
+from diffusers.guiders import BaseGuidance
 from torch import nn
+
+
+def with_own_guiders(stock: Any) -> Any:
+    """For a request that is made by itself. A guider keeps the step that it is at, and some an average over the steps:
+    what one request leaves behind would be the next one's start. A scheduler is set anew by each call."""
+    guiders = {name: copy.deepcopy(part) for name, part in vars(stock).items() if isinstance(part, BaseGuidance)}
+    if not guiders:
+        return stock
+    shell = copy.copy(stock)
+    vars(shell).update(guiders)
+    return shell
 
 
 def own_shell(stock: Any) -> Any:

@@ -1,5 +1,6 @@
 """Modular pipelines: diffusers' own bits in every placement of one process, and what is refused."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -294,6 +295,30 @@ def test_a_request_goes_on_from_its_log_after_each_call(tiny_root: Path, tmp_pat
         assert np.array_equal(made, expected) and computed == calls - kept
     assert bench.pipeline.replay is not None and bench.pipeline.replay.kept.calls_replayed > 0
     bench.pipeline.close()
+
+
+@pytest.mark.parametrize(
+    ("guider", "words"),
+    [
+        (
+            functools.partial(diffusers.AdaptiveProjectedGuidance, adaptive_projected_guidance_momentum=-0.5),
+            ["class=AdaptiveProjectedGuidance", "adaptive_projected_guidance_momentum=-0.5"],
+        ),
+        (functools.partial(diffusers.ClassifierFreeGuidance, stop=0.6), ["stop=0.6"]),
+    ],
+    ids=["momentum", "guidance that stops before the end"],
+)
+def test_what_one_request_leaves_in_a_guider_is_not_the_next_ones_start(
+    guider: Any, words: list[str], tiny_root: Path
+) -> None:
+    """diffusers' own second call with the same guider is another picture, or an error: it has the last one's step."""
+    path, family = tiny.build("modular_qwenimage", tiny_root), tiny.MODULAR["modular_qwenimage"]
+    ours, stock = opened(path, *(f"components.guider.{word}" for word in words)), tiny.load_modular(path)
+    for seed, prompt in enumerate(family.prompts[:2]):
+        stock.update_components(guider=guider(guidance_scale=4.0))
+        expected = tiny.call_modular(stock, family, prompt, seed)[0]
+        assert np.array_equal(made_by(ours, Request(prompt, seed, family.call, output_type="np")), expected)
+    ours.close()
 
 
 def test_requests_of_a_group_have_guiders_and_schedulers_of_their_own(tiny_root: Path) -> None:
