@@ -114,6 +114,10 @@ class Turn:
         with as_it_was():
             self._greenlet.switch() if error is None else self._greenlet.throw(error)
         self.seconds += perf_counter() - began
+        if self.is_over:
+            # Its context knows the turn, which knows it: what the call was made with, and what it gave, would be there
+            # until Python looks for such circles.
+            del self._greenlet
 
     def wait(self) -> None:
         """For what runs in the turn: pause until it may go on at its `place`."""
