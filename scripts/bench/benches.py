@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 _RANKS = "torchrun --standalone --nproc-per-node 2"
-_SMALL = "--layers 8 --heads 16 --encoder-layers 4"
 
 
 @dataclass(frozen=True)
@@ -33,15 +32,14 @@ BENCHES = (
         "--rounds 1 --minutes 1 --tries 1 --patience 0 --steps 1",
     ),
     Bench(
-        "group", "Groups from a disk of 0.1 GB/s",
-        f"python scripts/bench_group.py --bandwidth 0.1 {_SMALL} --pictures 9 --rounds 3", 4,
-        "the reader is slowed, not the disk; a small model", "--pictures 3 --numbers 1 2 --rounds 1 --layers 2",
+        "group", "Groups: one pass over the weights for several requests",
+        "python scripts/bench_group.py --case 3x --case prompts --case sharded", 4,
+        "the reader is slowed, not the disk; models of one width; on a GPU compute and link are others", "--quick",
     ),
     Bench(
         "group-peers", "Groups from a cold disk, against diffusers' group offload and accelerate's",
-        f"python scripts/bench_group.py --cold --peers {_SMALL} --pictures 5 --numbers 1 4 --rounds 3", 2,
-        "a small model, and a disk that is not much slower than computing it on a CPU",
-        "--pictures 2 --numbers 1 2 --rounds 1 --layers 2",
+        "python scripts/bench_group.py --case cold", 2,
+        "a small model, and a disk that is not much slower than computing it on a CPU", "--quick",
     ),
     Bench(
         "load", "Loading sharded, against three other ways",
