@@ -92,8 +92,6 @@ def _make_wave(wave: Wave, making: Making, meter: Meter | None) -> list[Result]:
     tasks = wave[world.team.index]
     if tasks:
         make(tasks, making, mine, meter)
-    else:
-        _switch_along(requests[0], pipeline)
     return _told_by_all(making, mine)
 
 
@@ -142,11 +140,3 @@ def _of_all_teams(by_rank: Sequence[Sequence[Result]], world: World) -> list[Res
     size = world.team.size
     teams = [by_rank[first : first + size] for first in range(0, world.size, size)]
     return [result for team in teams for result in of_team(team)]
-
-
-def _switch_along(request: Request, pipeline: Pipeline) -> None:
-    """A rank that has no request switches adapters too: the ranks of a node may share the weights that are edited."""
-    try:
-        pipeline.adapters.set(request.lora)
-    except Exception:
-        return  # the same on the ranks that have requests, which record it
