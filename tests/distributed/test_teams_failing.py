@@ -1,5 +1,6 @@
 """A failure on any rank of a team is its request's, and costs no other request or team anything."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from runner.calls.round import ResultsDiffer
 from runner.job.results import Failed, Made
 from tests import tiny
+from tests.distributed.counted import alike_in_each_copy
 from tests.distributed.placed import opened, run_prompts
 from tests.distributed.teams import FAMILY, SHARDED, expect_recorded, expect_stock_pictures, failing, prompts_of
 from tests.ranks import World, on_ranks
@@ -26,7 +28,10 @@ def test_a_failure_on_any_rank_of_a_team_is_its_requests(
     world: World, path: Path, culprit: int, placement: list[str], group: int
 ) -> None:
     pipeline = opened(world, path, "mesh.guidance=2", *placement)
-    with failing(pipeline, culprit, 1, ValueError("a hiccup")):
+    with (
+        failing(pipeline, culprit, 1, ValueError("a hiccup")),
+        alike_in_each_copy(pipeline) if placement else nullcontext(),
+    ):
         settled, pictures = run_prompts(world, pipeline, world.tmp_path / "out", prompts_of(3), group=group)
     failures = [result.failure for result in settled if isinstance(result, Failed)]
     assert [(failure.seed, failure.error, failure.message) for failure in failures] == [(1, "ValueError", "a hiccup")]
@@ -52,7 +57,7 @@ def test_a_request_whose_results_were_not_as_learned_is_made_again(world: World,
 @on_ranks(4)
 def test_another_team_in_step_makes_its_request_again(world: World, path: Path) -> None:
     pipeline = opened(world, path, "mesh.guidance=2", SHARDED)
-    with failing(pipeline, 3, 1, ValueError("a hiccup")):
+    with failing(pipeline, 3, 1, ValueError("a hiccup")), alike_in_each_copy(pipeline):
         settled, pictures = run_prompts(world, pipeline, world.tmp_path / "out", prompts_of(4))
     failures = [result.failure for result in settled if isinstance(result, Failed)]
     assert [(failure.seed, failure.error) for failure in failures] == [(1, "ValueError")]

@@ -1,5 +1,6 @@
 """Requests with an adapter, whose calls a team shares out: the picture of the libraries' own adapter."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.distributed.counted import alike_in_each_copy
 from tests.distributed.placed import joined, new_stock_of, opened, request_of, stock_bits
 from tests.distributed.teams import FAMILY, SHARDED
 from tests.lora.lora_files import Stock, save_adapter
@@ -31,9 +33,13 @@ def test_a_request_with_an_adapter(world: World, path: Path, mode: str, placemen
     joined(world).gather(None)
     adapters = [f"lora.mode={mode}", f"lora.adapters=[{{path: {file}, name: ink}}]"]
     pipeline = opened(world, path, "mesh.guidance=2", *adapters, *placement)
-    for seed, scale in enumerate((0.8, 0.3, None, 0.8)):
-        request = replace(request_of(FAMILY, seed), lora={} if scale is None else {"ink": scale})
-        made = torch.as_tensor(pipeline(request)[0][0])
+    scales = (0.8, 0.3, None, 0.8)
+    with alike_in_each_copy(pipeline) if SHARDED in placement else nullcontext():
+        pictures = [
+            torch.as_tensor(pipeline(replace(request_of(FAMILY, seed), lora={"ink": scale} if scale else {}))[0][0])
+            for seed, scale in enumerate(scales)
+        ]
+    for seed, (made, scale) in enumerate(zip(pictures, scales, strict=True)):
         wanted = stock_bits(FAMILY, path, seed) if scale is None else _stock(path, file, mode, seed, scale)
         assert torch.equal(made, wanted), (seed, scale)
         assert scale is None or not torch.equal(made, stock_bits(FAMILY, path, seed))
