@@ -16,6 +16,7 @@ from runner.report.live.table import table
 from runner.report.told import Told
 
 _AGAIN = 2.5  # seconds after which a live job has written once more
+_EVERY = 2.0  # seconds, with --watch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,19 +42,20 @@ def _show(folder: Folder, *, watch: bool) -> None:
     clear = "\x1b[H\x1b[J" if watch and sys.stdout.isatty() else ""
     print(clear + table(told), flush=True)
     while watch and told.state in (Life.running.value, Life.silent.value):
-        time.sleep(2)
-        told = Told.by(folder)
+        time.sleep(_EVERY)
+        told = _sure(Told.by(folder), told)
         print((clear or "\n") + table(told), flush=True)
 
 
-def _sure(told: Told) -> Told:
-    """A job whose node's clock is off seems silent, and writes all the same."""
+def _sure(told: Told, before: Told | None = None) -> Told:
+    """A job whose node's clock is off seems silent, and writes all the same: since `before`, or now."""
     if told.state != Life.silent.value:
         return told
-    time.sleep(_AGAIN)
-    again = Told.by(told.folder)
-    is_alive = again.status is not None and told.status is not None and again.status.time != told.status.time
-    return again.seen_alive() if is_alive else again
+    if before is None:
+        time.sleep(_AGAIN)
+        told, before = Told.by(told.folder), told
+    is_alive = told.status is not None and before.status is not None and told.status.time != before.status.time
+    return told.seen_alive() if is_alive else told
 
 
 if __name__ == "__main__":

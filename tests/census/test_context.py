@@ -12,6 +12,7 @@ from runner.run import run
 from tests.census.arms import SEED, stock_outputs, write_case
 from tests.census.cases import CASES
 from tests.distributed.placed import joined
+from tests.outcomes import why
 from tests.ranks import World, on_ranks
 
 PIPELINES = (
@@ -60,7 +61,7 @@ def test_a_pipeline_whose_tokens_are_shared_out(world: World, name: str) -> None
     dist.barrier()
     output = folder / "out"
     config = load_config(folder / "job.yaml", [f"job.output={output}", "mesh.context=2", *case.settings])
-    assert run(config, joined(world), verify=1) == 0
+    assert run(config, joined(world), verify=1) == 0, why(output)
     if world.rank == 0:
         report = json.loads((output / "run.json").read_text())
         assert report["parity"] and all(one["difference"] <= one["allowed"] for one in report["parity"])

@@ -13,6 +13,7 @@ from pipelines import PixArtSigmaImg2ImgPipeline
 from runner.config import load_config
 from runner.run import run
 from runner.world import World
+from tests.outcomes import why
 
 MODEL = Path(__file__).parents[2] / "models" / "emoji-dit"
 FACE, MASK = MODEL / "face.png", MODEL / "mask.png"
@@ -33,7 +34,7 @@ def test_a_job_makes_the_pipelines_picture(files: dict[str, Path], rest: str, tm
         )
     )
     config = load_config(file, [f"placement.default.rest={rest}"])
-    assert run(config, World(0, 1, torch.device("cpu"))) == 0
+    assert run(config, World(0, 1, torch.device("cpu"))) == 0, why(tmp_path / "out")
     [line] = map(json.loads, (tmp_path / "out" / "manifest.jsonl").read_text().splitlines())
     got = np.load(tmp_path / "out" / line["file"])
 

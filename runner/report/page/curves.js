@@ -36,6 +36,8 @@ function drawCharts() {
   };
   add("pace", pace && { series: pace.series, bars: pace.wide, unit: (value) => `${+value.toPrecision(3)}/min` });
   const mebibytes = (value) => inBytes(value * 2 ** 20);
-  add("host-memory", run && { series: memorySeries("host", run), unit: mebibytes });
-  add("device-memory", run && { series: memorySeries("device", run), unit: mebibytes });
+  for (const kind of ["host", "device"]) {
+    const level = data.memory.planned[kind] ?? null;
+    add(`${kind}-memory`, run && { series: memorySeries(kind, run), unit: mebibytes, level });
+  }
 }

@@ -11,13 +11,26 @@ _MIB = 2**20
 
 
 def memory(told: Told) -> dict[str, Any]:
-    """`times` in seconds of the epoch; for each kind of memory a curve, in MiB, for each name."""
+    """`times` in seconds of the epoch; for each kind of memory a curve, in MiB, for each name; and what was planned."""
     lines = [line for line in told.samples if line.get("run") == told.run.get("run") and _is_sound(line)]
     every = max(1, -(-len(lines) // _POINTS))
     groups = [lines[start : start + every] for start in range(0, len(lines), every)]
     kinds = {"host": "host_bytes", "device": "device_bytes"}
-    return {"times": [group[-1]["time"] for group in groups]} | {
-        kind: _curves([_most(group, field) for group in groups]) for kind, field in kinds.items()
+    curves = {kind: _curves([_most(group, field) for group in groups]) for kind, field in kinds.items()}
+    return {"times": [group[-1]["time"] for group in groups], **curves, "planned": _planned(told.run.get("plan"))}
+
+
+def _planned(plan: Any) -> dict[str, dict[str, Any]]:
+    """Of a rank at the most, by kind, in MiB; nothing where run.json has no plan."""
+    if not isinstance(plan, Mapping):
+        return {}
+    what = "weights as planned" if plan.get("counts") == "weights" else "as planned"
+    names = {"host": f"{what}, beside Python", "device": what}
+    sizes = {kind: plan.get(f"{kind}_bytes") for kind in names}
+    return {
+        kind: {"name": names[kind], "value": size / _MIB}
+        for kind, size in sizes.items()
+        if isinstance(size, int) and size > 0
     }
 
 

@@ -15,6 +15,7 @@ from runner.errors import UserError
 from runner.run import run
 from runner.world import World
 from tests import tiny
+from tests.outcomes import why
 from tests.runner.inputs.input_files import draw, draw_turned, store
 from tests.tiny.other_class import for_class
 
@@ -62,7 +63,8 @@ def test_a_picture_in_a_config_file(
     config.write_text("job: {prompt: a fox, call: {image: pictures/cat.png}}")
     monkeypatch.chdir(tmp_path)  # such a path is relative to the working folder, as on the command line
     call = [f"job.call.{name}={value}" for name, value in CALL.items()]
-    assert run(load_config(config, [f"model.path={model}", "job.format=npy", "job.output=out", *call]), ALONE) == 0
+    given = load_config(config, [f"model.path={model}", "job.format=npy", "job.output=out", *call])
+    assert run(given, ALONE) == 0, why(tmp_path / "out")
     (made,) = (tmp_path / "out" / "images").glob("*.npy")
     assert np.array_equal(np.load(made), expected(stock, image=load_image("pictures/cat.png")))
 

@@ -25,6 +25,7 @@ from runner.run import run
 from runner.world import World
 from tests import tiny
 from tests.census import cases_ltx2
+from tests.outcomes import why
 from tests.tiny.family import TinyPipeline
 from tests.tiny.sound import STABLE_AUDIO
 
@@ -47,7 +48,7 @@ def make(tmp_path: Path) -> Make:
         prompt = family.prompts[0][0] if isinstance(family.prompts[0], list) else family.prompts[0]
         prompts.write_text(json.dumps({family.prompt_argument: prompt, "seed": 1, **family.call}) + "\n")
         own = [f"model.path={model}", f"job.prompts={prompts}", f"job.output={tmp_path / 'out'}"]
-        assert run(load_config(None, [*own, *words]), World(0, 1, torch.device("cpu"))) == code
+        assert run(load_config(None, [*own, *words]), World(0, 1, torch.device("cpu"))) == code, why(tmp_path / "out")
         manifest = tmp_path / "out" / "manifest.jsonl"
         return [json.loads(line) for line in manifest.read_text().splitlines()] if manifest.exists() else []
 

@@ -10,6 +10,7 @@ from runner.config import load_config
 from runner.errors import UserError
 from runner.run import run
 from runner.world import World
+from tests.outcomes import why
 from weights import room
 
 MIB = 2**20
@@ -36,7 +37,7 @@ def test_what_does_not_fit_is_refused_with_what_does(
         run(load_config(RECIPE, given), cpu_world)
     assert not (tmp_path / "out").exists()
     fix = str(raised.value).rpartition(": ")[2].removesuffix(" fits").split()
-    assert run(load_config(RECIPE, [*given, *fix]), cpu_world) == 0
+    assert run(load_config(RECIPE, [*given, *fix]), cpu_world) == 0, why(tmp_path / "out")
 
 
 def test_nothing_is_worked_out_where_there_is_ample_room(
@@ -47,7 +48,7 @@ def test_nothing_is_worked_out_where_there_is_ample_room(
 
     have(monkeypatch, 1000 * MIB)
     monkeypatch.setattr(runner.plan.check, "model_of", refuse)
-    assert run(load_config(RECIPE, words(emoji, tmp_path)), cpu_world) == 0
+    assert run(load_config(RECIPE, words(emoji, tmp_path)), cpu_world) == 0, why(tmp_path / "out")
 
 
 @pytest.fixture

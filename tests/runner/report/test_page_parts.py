@@ -17,10 +17,10 @@ from runner.report.told import Told
 from runner.report.wording import in_bytes, in_seconds
 
 
-def told(folder: Path, **files: list[dict[str, Any]]) -> Told:
+def told(folder: Path, plan: Any = None, **files: list[dict[str, Any]]) -> Told:
     for name, lines in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "run.json").write_text(json.dumps({"run": "b", "state": "done"}))
+    (folder / "run.json").write_text(json.dumps({"run": "b", "state": "done", "plan": plan}))
     return Told.by(Folder(folder))
 
 
@@ -46,6 +46,18 @@ def test_memory_is_that_of_the_last_run_and_keeps_its_peaks(tmp_path: Path) -> N
     assert max(curves["host"]["rank 0"]) == 1024 and set(curves["host"]["rank 1"]) == {1}
     many = memory(told(tmp_path, samples=[sample("b", 1.0, *(n << 20 for n in range(64)))]))
     assert many["host"] == {"the fullest": [63], "the emptiest": [0]}
+
+
+def test_what_was_planned_stands_beside_what_was_measured(tmp_path: Path) -> None:
+    plan = {"device_bytes": 3 << 30, "host_bytes": 1 << 19, "counts": "weights and activations"}
+    assert memory(told(tmp_path, plan))["planned"] == {
+        "host": {"name": "as planned, beside Python", "value": 0.5},
+        "device": {"name": "as planned", "value": 3072},
+    }
+    only_weights = memory(told(tmp_path, {"host_bytes": 1 << 20, "counts": "weights"}))["planned"]
+    assert only_weights == {"host": {"name": "weights as planned, beside Python", "value": 1}}
+    for nothing in (None, {}, "damaged", {"host_bytes": "much"}):
+        assert memory(told(tmp_path, nothing))["planned"] == {}
 
 
 def test_where_the_seconds_went_comes_to_all_of_them() -> None:

@@ -21,6 +21,7 @@ from runner.world import World
 from scripts.report import main
 from tests import tiny
 from tests.browser import Watched, browser
+from tests.outcomes import why
 from tests.tiny.family import TinyPipeline
 from tests.tiny.sound import STABLE_AUDIO
 from tests.tiny.wan import WAN
@@ -46,7 +47,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = load_config(
         None, [*words, "job.call.height=64", "job.call.width=64", "job.call.use_resolution_binning=false"]
     )
-    assert run(config, World(0, 1, torch.device("cpu"))) == ExitCode.FAILED
+    assert run(config, World(0, 1, torch.device("cpu"))) == ExitCode.FAILED, why(folder / "out")
     return folder / "out"
 
 
@@ -185,6 +186,30 @@ def test_memory_and_requests_are_drawn_over_time(job: Path, watched: Watched) ->
     assert not page.locator("#device-memory").is_visible(), "there is no device beside the host"
 
 
+IN_COLOUR = """name => {
+    const pen = document.createElement("canvas").getContext("2d");
+    pen.fillStyle = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+    pen.fillRect(0, 0, 1, 1);
+    const wanted = new Uint32Array(pen.getImageData(0, 0, 1, 1).data.buffer)[0];
+    const canvas = document.querySelector("#host-memory canvas");
+    const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.buffer;
+    return new Uint32Array(pixels).filter((pixel) => pixel === wanted).length;
+}"""  # how many pixels of the chart
+
+
+def test_what_was_planned_is_a_line_in_the_chart_of_memory(job: Path, tmp_path: Path, watched: Watched) -> None:
+    out, lines = tmp_path / "out", []
+    shutil.copytree(job, out)
+    for plan in (None, {"host_bytes": 300 << 20, "counts": "weights"}):
+        told = json.loads(Folder(out).run_json.read_text())
+        Folder(out).run_json.write_text(json.dumps(told | {"plan": plan}))
+        assert main([str(out)]) == ExitCode.DONE
+        page = watched.open(out / "report.html")
+        watched.until("document.querySelector('#host-memory canvas').width > 0")
+        lines.append(page.evaluate(IN_COLOUR, "--bad"))
+    assert lines[0] == 0 and lines[1] > 100
+
+
 def test_placement_says_mode_and_reason(job: Path, watched: Watched) -> None:
     page = watched.open(job / "report.html", "#placement")
     rows = page.locator("#placement table").first.locator("tbody tr").all_inner_texts()
@@ -196,7 +221,7 @@ def _made(family: TinyPipeline, model: Path, folder: Path) -> Path:
     prompt = family.prompts[0][0] if isinstance(family.prompts[0], list) else family.prompts[0]
     (folder / "p.jsonl").write_text(json.dumps({family.prompt_argument: prompt, **family.call}) + "\n")
     words = [f"model.path={model}", f"job.prompts={folder}/p.jsonl", f"job.output={folder}/out"]
-    assert run(load_config(None, words), World(0, 1, torch.device("cpu"))) == ExitCode.DONE
+    assert run(load_config(None, words), World(0, 1, torch.device("cpu"))) == ExitCode.DONE, why(folder / "out")
     return folder / "out" / "report.html"
 
 

@@ -4,12 +4,15 @@ import io
 import json
 import os
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import scripts.status
+from runner.errors import ExitCode
 from runner.output.folder import Folder
 from runner.report.live.life import Life, life_of
 from runner.report.live.line import Line, a_time, in_a_line
@@ -141,3 +144,28 @@ def test_the_table_of_a_job_that_is_not(tmp_path: Path) -> None:
     assert "fault: rank 3 on n4, decode/vae: out of memory" in table(told(tmp_path, STATUS, state="fault", fault=fault))
     assert "stopped: SIGTERM; the same" in table(told(tmp_path, STATUS, state="stopped", stopped="SIGTERM"))
     assert f"{tmp_path}: done" in table(told(tmp_path, None, state="done"))
+
+
+def test_who_watches_takes_no_job_for_silent_whose_clock_is_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It writes all the time, an hour ago."""
+    monkeypatch.setattr(scripts.status, "_AGAIN", 0.5)
+    monkeypatch.setattr(scripts.status, "_EVERY", 0.5)
+    told(tmp_path, STATUS, state="running", host="elsewhere")
+    over = threading.Event()
+
+    def write() -> None:
+        for number in range(40):
+            StatusFile(Folder(tmp_path))(replace(STATUS, time=time.time() - 3600 + number / 100))
+            over.wait(0.05)
+        (tmp_path / "new").write_text(json.dumps({"run": "r", "state": "done"}))
+        os.replace(tmp_path / "new", tmp_path / "run.json")
+
+    job = threading.Thread(target=write)
+    job.start()
+    assert scripts.status.main([str(tmp_path), "--watch"]) == ExitCode.DONE
+    job.join()
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{tmp_path}: ")]
+    assert [line.rpartition(" ")[2] for line in shown][-1] == "done" and "silent" not in " ".join(shown)
+    assert len(shown) >= 3
