@@ -30,7 +30,7 @@ class Waves:
     `in_step` are the sizes of the groups of teams that keep in step, in the order of the teams: one team each where no
     weights are sharded, all of them where all ranks share one copy, something between with several sharded copies.
     Requests that go to one such group are alike. Groups do not wait for each other within a wave. A wave has one set of
-    adapters, since weights may be one copy for all ranks of a node. `together` is how many requests a team makes in one
+    adapters, as ranks that gather weights from each other must. `together` is how many requests a team makes in one
     go, at most; it may change from wave to wave. Those `tried` before in vain are made one by one: should one of them
     end the job again, it takes no other along.
     """
