@@ -2,7 +2,7 @@
 
 import gc
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from runner.health.stderr import say
 from runner.health.stop import StopFile
 from runner.health.watch import Limits, Watch, watching
 from runner.inputs.arguments import arguments_of
+from runner.job.first_request import first_request, given
 from runner.job.job import run_job
 from runner.job.prompts import Prompt
 from runner.job.requests import read_job, requests_of, settle, with_inputs
@@ -37,7 +38,7 @@ from runner.parity.certificate import certify
 from runner.pipeline.adapters import recipe_of_lora
 from runner.pipeline.open import open_pipeline
 from runner.pipeline.pipeline import Pipeline
-from runner.plan.check import check_fits
+from runner.plan.check import settle_plan
 from runner.progress import Progress
 from runner.report.explain import table
 from runner.report.live.line import Line
@@ -67,10 +68,11 @@ def run(config: RunConfig, world: World, verify: int = 0) -> int:
         # Before the folder is looked at, where a misspelt argument would be another recipe.
         arguments = world.agreed(lambda: arguments_of(directory.pipeline))
         prompts, call = with_inputs(prompts, config.job, arguments, world.control)
-        config, world = in_teams(config, world, directory, len(prompts) * config.job.images_per_prompt)
+        number = len(prompts) * config.job.images_per_prompt
+        config, world = in_teams(config, world, directory, number)
         config = replace(config, job=world.agreed(lambda: settled_writing(directory.pipeline, config.job)))
         world.agreed(lambda: check_placements(directory, config))
-        check_fits(config, directory, world)
+        config, plan = settle_plan(config, directory, world, lambda: given(prompts[0], arguments), number)
         weights = agreed_identity(directory, config, world)
         adapters = world.agreed(lambda: recipe_of_lora(config.lora))
         with taken(config.job, recipe_of(config, weights, call) | adapters, world) as folder:
@@ -78,7 +80,7 @@ def run(config: RunConfig, world: World, verify: int = 0) -> int:
             watch.stop_file.path = watch.stop_file.path or folder.files.stop
             config = replace(config, job=replace(config.job, output=str(folder.files.path)))
             with own_memory() as memory:
-                ending = _run_in_folder(config, world, directory, prompts, weights, folder, watch, memory, verify)
+                ending = _run_in_folder(config, world, directory, prompts, weights, folder, watch, memory, plan, verify)
             if verify and not ending.left:
                 return _verified(ending, verify, config, world, directory, folder, watch)
             return ending.code
@@ -104,6 +106,7 @@ def _run_in_folder(
     folder: JobFolder,
     watch: Watch,
     memory: OwnMemory,
+    plan: Mapping[str, Any] | None,
     verify: int,
 ) -> Ending:
     start, progress = perf_counter(), watch.progress
@@ -113,7 +116,7 @@ def _run_in_folder(
     progress.doing("load")
     with _telling(config.job, folder, watch, world):
         pipeline = open_pipeline(config, world, directory, progress=progress, show_bar=_shows_bar(world))
-        folder.run_file.facts = facts(config, pipeline)
+        folder.run_file.facts = facts(config, pipeline, plan)
         part = parse_part(config.job.part)
         requests = world.agreed(lambda: part.of(requests_of(prompts, config.job, pipeline, weights)))
         world.check_same([request.id for request in requests], "the job (prompts, recipe or weights)")
@@ -194,7 +197,7 @@ def _report(
         ([folder.files.path / file.file for file in made.line.all_files], f"{made.request.title} #{made.request.seed}")
         for made in ending.made
     ]
-    _best_effort("run.json", lambda: folder.run_file.write(run_json(config, pipeline, ending, ranks)))
+    _best_effort("run.json", lambda: folder.run_file.write(run_json(pipeline, ending, ranks)))
     _best_effort("the contact sheet", lambda: contact_sheet(folder.files.contact_sheet, shown))
     if config.job.report:
         _best_effort(folder.files.report.name, lambda: write_report(folder.files))
@@ -231,7 +234,7 @@ def explain(config: RunConfig, world: World) -> int:
         directory = world.agreed(lambda: directory_of(config))
         config, world = in_teams(config, world, directory, world.agreed(lambda: _num_requests(config)))
         world.agreed(lambda: check_placements(directory, config))
-        check_fits(config, directory, world)
+        config, _ = settle_plan(config, directory, world, lambda: first_request(config.job, directory.pipeline))
         watch.progress.doing("load")
         pipeline = open_pipeline(config, world, directory, progress=watch.progress, show_bar=_shows_bar(world))
         if world.rank == 0:

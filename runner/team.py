@@ -114,7 +114,7 @@ def choose_team(
         (g, c)
         for g in guidance
         for c in context
-        if g * c <= ranks and size % (g * c) == 0 and (shard is None or _fits(shard, g * c))
+        if g * c <= ranks and size % (g * c) == 0 and (shard is None or divides(shard, g * c))
     ]
     chosen = max(fitting, default=least)
     if ranks == least[0] * least[1]:
@@ -140,9 +140,9 @@ def check_division(size: int, guidance: int, context: int) -> None:
 
 def check_shard(size: int, shard: int, team: Team) -> None:
     """Raises UserError where ranks that share one copy of sharded weights are neither whole teams nor within one."""
-    if _fits(shard, team.size):
+    if divides(shard, team.size):
         return
-    fitting = [str(number) for number in range(1, size + 1) if size % number == 0 and _fits(number, team.size)]
+    fitting = [str(number) for number in range(1, size + 1) if size % number == 0 and divides(number, team.size)]
     raise UserError(
         f"mesh.shard={shard} cuts through teams of {team.size} ranks (mesh.guidance={team.guidance} x mesh.context="
         f"{team.context}): the ranks that share a copy must be whole teams, or lie within one; mesh.shard="
@@ -150,5 +150,6 @@ def check_shard(size: int, shard: int, team: Team) -> None:
     )
 
 
-def _fits(shard: int, members: int) -> bool:
+def divides(shard: int, members: int) -> bool:
+    """Whether ranks that share a copy are whole teams, or lie within one."""
     return shard % members == 0 or members % shard == 0

@@ -8,8 +8,9 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from runner.config import load_config
+from runner.config import RunConfig, load_config
 from runner.errors import ExitCode, UserError
 from runner.health.stderr import say
 from scripts.generate import Parser, config_files
@@ -43,6 +44,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--latency", action="store_true", help="with --best: for the time of one request instead")
     for name, value in RATES.items():
         parser.add_argument(f"--{name}", type=float, metavar="NUMBER", help=f"{value} (assumed: see docs/planning.md)")
+    parser.add_argument("--bandwidths", type=Path, metavar="FILE", help="speeds that --calibrate wrote")
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="FILE",
+        help="measure the speeds here (under torchrun: of its ranks)",
+    )
     parser.add_argument("--reserved", default="1GiB", help="of each GPU: its context, libraries, workspaces [1GiB]")
     parser.add_argument("--process", default="1GiB", help="of each node for each rank: Python and libraries [1GiB]")
     return parser.parse_intermixed_args(argv)
@@ -65,15 +73,14 @@ def _main(arguments: argparse.Namespace) -> int:
     config = load_config(base, [word for word in words if "=" in word], over)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # torch and diffusers take seconds to import; --help should not.
-    import torch
+    from runner.plan.calibrate import read_rates
 
+    if arguments.calibrate is not None:
+        return _calibrate(config, arguments.calibrate)
     from runner.components.directory import check_placements, directory_of
-    from runner.inputs.arguments import arguments_of
-    from runner.inputs.decode import decoded
-    from runner.job.prompts import Prompt
-    from runner.job.requests import read_job, with_inputs
+    from runner.job.first_request import first_request
     from runner.plan.best import told, ways
-    from runner.plan.machine import Machine, Rates, parse_bytes
+    from runner.plan.machine import Machine, parse_bytes
     from runner.plan.model import model_of
     from runner.plan.planning import planned
     from runner.plan.rehearsal import rehearse
@@ -94,16 +101,11 @@ def _main(arguments: argparse.Namespace) -> int:
     directory = directory_of(config, weights=False)
     check_placements(directory, config)
     model = model_of(directory, config)
-    takes = arguments_of(directory.pipeline)
-    asked = config.job.prompt is not None or config.job.prompts is not None
-    prompts = read_job(config.job)[:1] if asked else [Prompt("a stand-in" if takes.prompt == "prompt" else 0)]
-    (prompt,), _ = with_inputs(prompts, config.job, takes, None)
-    call = decoded(prompt.call, torch.device("cpu"))
-    workload = rehearse(model, directory, call, takes.of_prompt(prompt.text))
+    workload = rehearse(model, directory, *first_request(config.job, directory.pipeline))
     stated = {name: getattr(arguments, name) for name in RATES if getattr(arguments, name) is not None}
     if wrong := [name for name, value in stated.items() if value <= 0]:
         raise UserError(f"--{wrong[0]} is above 0")
-    rates = Rates(**stated)
+    rates = read_rates(arguments.bandwidths, stated)
     if arguments.best:
         found = ways(model, workload, machine, rates, context=False, latency=arguments.latency)
         print(told(found, latency=arguments.latency))
@@ -111,6 +113,7 @@ def _main(arguments: argparse.Namespace) -> int:
     plan = planned(model, config, workload, machine, rates)
     print(memory_table(plan.parts, plan.needed, machine))
     print("\n" + seconds_table(plan.parts, workload, plan.rates, machine, plan.group))
+    print(f"speeds {rates.source}")
     if workload.unknown:
         print(f"note: activations and FLOPs are not known: {workload.unknown}")
     for note in model.notes:
@@ -120,6 +123,25 @@ def _main(arguments: argparse.Namespace) -> int:
         return ExitCode.DONE
     print(f"it does not fit: {'; '.join(plan.short)}\n{plan.fix()}")
     return ExitCode.FAILED
+
+
+def _calibrate(config: RunConfig, file: Path) -> int:
+    import torch
+
+    from runner.components.directory import directory_of
+    from runner.plan.calibrate import keep, measured
+    from runner.world import joined_world
+
+    with joined_world(config.job.timeout_seconds) as world:
+        directory = world.agreed(lambda: directory_of(config))
+        files = [path for name in directory.modules for path in directory.folder(name).glob("*.safetensors")]
+        dtype = getattr(torch, config.model.dtype.value)
+        found = measured(files, dtype, world)
+        if world.rank == 0:
+            keep(file, found, dtype, world.device)
+            for name, value in found.items():
+                print(f"{name}: {value:.3g} {RATES[name]}")
+    return ExitCode.DONE
 
 
 if __name__ == "__main__":

@@ -205,7 +205,7 @@ def check_placements(directory: Directory, config: RunConfig) -> None:
     for name in directory.modules:
         placement = placement_of(name, config)
         check_placement(name, placement)
-        whole = placement.share is Share.replicate and placement.rest is Rest.device
+        whole = placement.share is Share.replicate and placement.rest in (Rest.device, Rest.auto)
         if not whole and (why := only_whole(directory.folder(name) / "config.json")):
             raise UserError(
                 f"placement.{name}: {why}, which only its library can load: use share=replicate rest=device"

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from runner.config.schema import AUTO, DYNAMIC, OPS, PlacementConfig, RunConfig, adapter_name
+from runner.config.schema import AUTO, DYNAMIC, OPS, PlacementConfig, Rest, RunConfig, Share, adapter_name
 from runner.errors import UserError
 from runner.reading.schema import is_text, leaves
 from runner.reading.values import check_seeds, check_value, shown
@@ -11,7 +11,7 @@ from runner.request import parse_part
 
 LONGEST = 10**9  # seconds: thirty years, where timers still take the number
 LARGEST_GROUP = 1000  # requests that one rank makes together
-PATHS = (".path", ".prompts", ".output", "_file")
+PATHS = (".path", ".prompts", ".output", ".bandwidths", "_file")
 
 
 def check_values(config: RunConfig, plain: dict[str, Any]) -> None:
@@ -60,6 +60,8 @@ def check_values(config: RunConfig, plain: dict[str, Any]) -> None:
 
 
 def _check_placement(key: str, placement: PlacementConfig) -> None:
+    if placement.rest is Rest.auto and placement.share is not Share.replicate:
+        raise UserError(f"{key}: rest=auto chooses the share too; leave share={placement.share.value} out")
     if placement.resident_blocks < 0:
         raise UserError(f"{key}.resident_blocks is {placement.resident_blocks}; it must be 0 or more")
     if placement.prefetch < 0:

@@ -29,10 +29,19 @@ def load_config(file: Path | None, words: Sequence[str], over: Sequence[Path] = 
     Raises UserError: an unreadable file, an unknown key (with the nearest right one), a value that cannot be.
     """
     files = [] if file is None else [file, *over]
-    layers = [{}, *map(_read_file, files), *map(_read_word, words)]
+    layers = _chosen([{}, *map(_read_file, files), *map(_read_word, words)])
     config = merge(RunConfig, layers, {"placement": _inherited})
     check_values(config, to_dict(config))
     return config
+
+
+def _chosen(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`placement: auto` is short for that of every component, whatever the layers before said of any."""
+    for index, layer in enumerate(layers):
+        if layer.get("placement") == "auto":
+            before = [{name: section for name, section in one.items() if name != "placement"} for one in layers[:index]]
+            layers = [*before, {**layer, "placement": {"default": {"rest": "auto"}}}, *layers[index + 1 :]]
+    return layers
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
@@ -63,6 +72,8 @@ def _read_word(word: str) -> dict[str, Any]:
     key, equals, typed = word.partition("=")
     if not equals or not key:
         raise UserError(f"{shown(word)} is not key=value, for example job.seed=7")
+    if (key, typed.strip()) == ("placement", "auto"):
+        return {key: "auto"}
     section, *names = key.split(".")
     if section == "components" and len(names) == 2 and names[1] not in OWN_KEYS:
         key = f"{section}.{names[0]}.settings.{names[1]}"

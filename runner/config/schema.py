@@ -17,11 +17,12 @@ class Share(Enum):
 
 
 class Rest(Enum):
-    """Where weights wait between uses."""
+    """Where weights wait between uses. auto: the planner chooses the whole placement."""
 
     device = "device"
     host = "host"
     disk = "disk"
+    auto = "auto"
 
 
 class Leave(Enum):
@@ -102,7 +103,10 @@ class ComponentConfig:
 @dataclass
 class PlacementConfig:
     share: Share = _option("replicate (each rank has the whole component) or shard", default=Share.replicate)
-    rest: Rest = _option("where weights wait between uses: device, host or disk", default=Rest.device)
+    rest: Rest = _option(
+        "where weights wait between uses: device, host or disk; auto: the plan chooses the component's placement",
+        default=Rest.device,
+    )
     resident_blocks: int = _option("blocks that never leave the device, spread evenly", default=0)
     window: int | str = _option("blocks on the device at once where offloaded, or all", default=2)
     prefetch: int = _option("blocks gathered ahead of the running one, where sharded", default=1)
@@ -119,6 +123,7 @@ KNOBS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("replicate", "device"): (),
     ("replicate", "host"): ("resident_blocks", "window"),
     ("replicate", "disk"): ("resident_blocks", "window"),
+    ("replicate", "auto"): (),
     ("shard", "device"): ("resident_blocks", "prefetch", "reshard_after_forward"),
     ("shard", "host"): ("resident_blocks", "prefetch", "reshard_after_forward"),
     ("shard", "disk"): ("resident_blocks", "window"),
@@ -144,6 +149,9 @@ class MeshConfig:
 class ExecutionConfig:
     leave_inference: Leave = _option("component or weights: what leaves inference mode", default=Leave.component)
     tf32: bool | None = _option("TF32 for float32 on cuda: true, false, or as torch has it", default=None)
+    bandwidths: str | None = _option(
+        "speeds that scripts/plan.py --calibrate measured, for what rest=auto chooses [assumed ones]", default=None
+    )
     compile: bool | str = _option(
         "torch.compile for the blocks of what denoises: true (a graph for each shape) or dynamic (one for all)",
         default=False,

@@ -9,7 +9,7 @@ from runner.plan.search import Found, search
 from runner.plan.seconds import seconds_of
 from runner.plan.work import Work, Workload
 
-_GROUPS = (1, 2, 4, 8, 16)
+GROUPS = (1, 2, 4, 8, 16)  # how many requests are made together
 _CONTEXTS = (1, 2, 4, 8)
 
 
@@ -42,9 +42,9 @@ def ways(
     out."""
     found = []
     for guidance, shares in _teams(workload, machine.ranks, context):
-        shared = _shared_out(model, workload, guidance, shares)
+        shared = shared_out(model, workload, guidance, shares)
         for shard in _shards(machine, guidance * shares):
-            for group in (1,) if latency else _GROUPS:
+            for group in (1,) if latency else GROUPS:
                 placed = search(model, shared, machine, rates, shard=shard, group=group)
                 if placed:
                     found.append(_way(placed[0], machine, rates, shard, group, guidance, shares))
@@ -68,7 +68,7 @@ def _shards(machine: Machine, team: int) -> list[int]:
     return sorted(size for size in sizes if machine.ranks % size == 0)
 
 
-def _shared_out(model: Model, workload: Workload, guidance: int, context: int) -> Workload:
+def shared_out(model: Model, workload: Workload, guidance: int, context: int) -> Workload:
     """What one rank of a team does: every guidance-th of the calls apart, and of each a part of its tokens."""
 
     def part(work: Work) -> Work:
@@ -89,11 +89,11 @@ def _shared_out(model: Model, workload: Workload, guidance: int, context: int) -
 def _way(found: Found, machine: Machine, rates: Rates, shard: int, group: int, guidance: int, context: int) -> Way:
     teams = machine.ranks // (guidance * context)
     throughput = 3600 * teams / found.seconds if found.seconds else 0.0
-    why = _why(found, rates, machine, group)
+    why = why_of(found, rates, machine, group)
     return Way(found, shard, group, guidance, context, found.seconds * group, throughput, why)
 
 
-def _why(found: Found, rates: Rates, machine: Machine, group: int) -> str:
+def why_of(found: Found, rates: Rates, machine: Machine, group: int) -> str:
     """Which component takes most of a request, and what it waits for."""
     passes = [(part, seconds_of(part, rates, machine, group)) for part in found.parts]
     part, one = max(passes, key=lambda pair: pair[0].work.calls * pair[1].whole)

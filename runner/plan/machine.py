@@ -1,7 +1,8 @@
 """The machines that a job is planned for: how many, what they hold, how fast they are."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from offload.engines.stream import NUM_STAGING_BUFFERS, STAGING_BYTES
 from runner.errors import UserError
@@ -41,14 +42,25 @@ class Machine:
 @dataclass(frozen=True)
 class Rates:
     """FLOP/s of a rank in the model's dtype; bytes/s: of a rank's link to the host, of a node's disk, between the ranks
-    of a node, and between nodes for each rank. `source` says where the figures are from."""
+    of a node, and between nodes for each rank. `sources`: of those that are not assumed, where they are from."""
 
     flops: float = 400e12
     link: float = 40e9
     disk: float = 5e9
     within: float = 200e9
     between: float = 25e9
-    source: str = "stated, not measured"
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def source(self) -> str:
+        """For people: which are measured, stated, assumed."""
+        by: dict[str, list[str]] = {}
+        for name in RATES:
+            by.setdefault(self.sources.get(name, "assumed"), []).append(name)
+        return "; ".join(f"{source}: {', '.join(names)}" for source, names in by.items())
+
+
+RATES = ("flops", "link", "disk", "within", "between")
 
 
 def parse_bytes(text: str) -> int:

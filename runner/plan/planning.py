@@ -1,6 +1,7 @@
 """A plan: a job's model on machines, in the placement that is configured, or in the best one."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from runner.config import RunConfig
 from runner.plan.machine import Machine, Rates
@@ -28,6 +29,19 @@ class Plan:
     @property
     def fits(self) -> bool:
         return not self.short
+
+    def figures(self) -> dict[str, Any]:
+        """For run.json. Bytes: of each rank on its device, at the peak and while each component is called; of its own
+        on the host, beside Python and the libraries; of what the ranks of a node share there."""
+        own = sum(part.placed.slices for part in self.parts) + self.machine.staging
+        return {
+            "device_bytes": self.needed.device,
+            "host_bytes": own + (self.needed.device if self.machine.is_host else 0),
+            "shared_host_bytes": sum(part.placed.shared for part in self.parts),
+            "at": self.needed.at,
+            "by_component": self.needed.by_part,
+            "counts": "weights" if self.workload.unknown else "weights and activations",
+        }
 
     def fix(self) -> str:
         """What would fit, as words of the command line."""

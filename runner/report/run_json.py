@@ -63,8 +63,8 @@ def measure(pipeline: Pipeline, memory: OwnMemory, seconds: float) -> dict[str, 
     return figures
 
 
-def facts(config: RunConfig, pipeline: Pipeline) -> dict[str, Any]:
-    """What is known when the model is loaded, and holds however the run ends."""
+def facts(config: RunConfig, pipeline: Pipeline, plan: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What is known when the model is loaded, and holds however the run ends. `plan`: what was to be taken."""
     return {
         "config": to_dict(config),
         "versions": {"python": platform.python_version(), **versions()},
@@ -72,17 +72,17 @@ def facts(config: RunConfig, pipeline: Pipeline) -> dict[str, Any]:
         "allocator": os.environ.get("PYTORCH_ALLOC_CONF", ""),
         "world_size": pipeline.world.size,
         "device": str(pipeline.world.device),
+        "plan": plan,
         "components": {component.name: _component(component.name, pipeline) for component in pipeline.components},
     }
 
 
-def run_json(config: RunConfig, pipeline: Pipeline, ending: Ending, ranks: Sequence[Mapping[str, Any]]) -> Any:
-    """The report, where `ranks` are the figures that each rank measured."""
+def run_json(pipeline: Pipeline, ending: Ending, ranks: Sequence[Mapping[str, Any]]) -> Any:
+    """What the end adds to the facts; `ranks` are the figures that each rank measured."""
     return {
         "state": ending.code.name.lower(),
         "exit_code": ending.code,
         "stopped": ending.stopped,
-        **facts(config, pipeline),
         "group": pipeline.group,
         "team": teams.described(pipeline),
         "parity": [asdict(parity) for parity in pipeline.parities],

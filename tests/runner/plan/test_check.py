@@ -1,5 +1,6 @@
 """A job whose weights do not fit is refused before any is loaded, with what fits: and that runs."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -40,15 +41,15 @@ def test_what_does_not_fit_is_refused_with_what_does(
     assert run(load_config(RECIPE, [*given, *fix]), cpu_world) == 0, why(tmp_path / "out")
 
 
-def test_nothing_is_worked_out_where_there_is_ample_room(
-    emoji: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu_world: World
-) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("a model that fits many times over was sized")
-
-    have(monkeypatch, 1000 * MIB)
-    monkeypatch.setattr(runner.plan.check, "model_of", refuse)
+def test_run_json_has_what_was_planned(emoji: Path, tmp_path: Path, cpu_world: World) -> None:
+    """Of a rank: all weights are its own on the host, where it computes there."""
     assert run(load_config(RECIPE, words(emoji, tmp_path)), cpu_world) == 0, why(tmp_path / "out")
+    told = json.loads((tmp_path / "out" / "run.json").read_text())
+    plan, components = told["plan"], told["components"]
+    stored = sum(component["bytes"] for component in components.values())
+    assert stored <= plan["device_bytes"] == plan["host_bytes"] < stored * 1.01, "each weight in aligned memory"
+    assert set(plan["by_component"]) == set(components)
+    assert (plan["shared_host_bytes"], plan["counts"]) == (0, "weights")
 
 
 @pytest.fixture

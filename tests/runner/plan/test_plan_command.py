@@ -1,6 +1,7 @@
 """scripts/plan.py says what fits before anything is there: from configurations alone, as an exit code."""
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,15 @@ def test_what_does_not_fit_is_said_with_what_does(bare: Path, capsys: pytest.Cap
     assert "it does not fit: each GPU needs" in told
     [fix] = [line for line in told.splitlines() if line.endswith(" fits") and line.startswith("placement.")]
     assert main([*small, *fix.split()[:-1]]) == 0
+
+
+def test_a_thousand_ranks_take_less_than_ten_seconds(bare: Path) -> None:
+    """Of processor time: from configurations to the plan, and the search for what fits where it does not."""
+    start = time.process_time()
+    ranks = ["--gpus", "8", "--nodes", "128", "placement.default.share=shard"]
+    assert main([f"model.path={bare}", *ranks]) == 0
+    assert main([f"model.path={bare}", *ranks, "--device-memory", "1030MiB"]) == 1
+    assert time.process_time() - start < 10
 
 
 def test_nothing_fits_into_nothing(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
