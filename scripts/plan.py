@@ -77,9 +77,11 @@ def _main(arguments: argparse.Namespace) -> int:
 
     if arguments.calibrate is not None:
         return _calibrate(config, arguments.calibrate)
+    from runner.components.context_fit import context_that_fits
     from runner.components.directory import check_placements, directory_of
     from runner.job.first_request import first_request
-    from runner.plan.best import told, ways
+    from runner.pipeline.separate_calls import separate_calls
+    from runner.plan.best import shared_out, told, ways
     from runner.plan.machine import Machine, parse_bytes
     from runner.plan.model import model_of
     from runner.plan.planning import planned
@@ -107,9 +109,13 @@ def _main(arguments: argparse.Namespace) -> int:
         raise UserError(f"--{wrong[0]} is above 0")
     rates = read_rates(arguments.bandwidths, stated)
     if arguments.best:
-        found = ways(model, workload, machine, rates, context=False, latency=arguments.latency)
+        separate = separate_calls(directory.pipeline, directory.modules)
+        contexts = context_that_fits(directory, machine.ranks)
+        found = ways(model, workload, machine, rates, separate=separate, contexts=contexts, latency=arguments.latency)
         print(told(found, latency=arguments.latency))
         return ExitCode.DONE if found else ExitCode.FAILED
+    guidance, context = (size if isinstance(size, int) else 1 for size in (config.mesh.guidance, config.mesh.context))
+    workload = shared_out(model, workload, guidance, context)
     plan = planned(model, config, workload, machine, rates)
     print(memory_table(plan.parts, plan.needed, machine))
     print("\n" + seconds_table(plan.parts, workload, plan.rates, machine, plan.group))

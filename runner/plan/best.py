@@ -8,9 +8,9 @@ from runner.plan.model import Model
 from runner.plan.search import Found, search
 from runner.plan.seconds import seconds_of
 from runner.plan.work import Work, Workload
+from runner.team import divides
 
 GROUPS = (1, 2, 4, 8, 16)  # how many requests are made together
-_CONTEXTS = (1, 2, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,19 @@ class Way:
 
 
 def ways(
-    model: Model, workload: Workload, machine: Machine, rates: Rates, *, context: bool, latency: bool
+    model: Model,
+    workload: Workload,
+    machine: Machine,
+    rates: Rates,
+    *,
+    separate: int,
+    contexts: Sequence[int],
+    latency: bool,
 ) -> list[Way]:
-    """All that fit, one for each mesh and group, the best first. `context`: whether the denoiser's tokens can be shared
-    out."""
+    """All that fit, one for each mesh and group, the best first. `separate`: how many calls of a step are made
+    one by one; `contexts`: how many ranks may share out a denoiser's tokens."""
     found = []
-    for guidance, shares in _teams(workload, machine.ranks, context):
+    for guidance, shares in _teams(workload, machine.ranks, separate, contexts):
         shared = shared_out(model, workload, guidance, shares)
         for shard in _shards(machine, guidance * shares):
             for group in (1,) if latency else GROUPS:
@@ -53,11 +60,11 @@ def ways(
     return sorted(found, key=lambda way: (-float(f"{way.throughput:.3g}"), len(way.words())))
 
 
-def _teams(workload: Workload, ranks: int, context: bool) -> Iterator[tuple[int, int]]:
+def _teams(workload: Workload, ranks: int, separate: int, contexts: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Guidance x context: no more ranks than a step has calls apart, and sizes that divide the ranks."""
     calls = max((work.together for work in workload.by_name.values()), default=1)
-    for guidance in range(1, calls + 1):
-        for shares in _CONTEXTS if context else (1,):
+    for guidance in range(1, min(calls, separate) + 1):
+        for shares in contexts:
             if ranks % (guidance * shares) == 0:
                 yield guidance, shares
 
@@ -65,7 +72,7 @@ def _teams(workload: Workload, ranks: int, context: bool) -> Iterator[tuple[int,
 def _shards(machine: Machine, team: int) -> list[int]:
     """All ranks, those of a node, and those of a team."""
     sizes = {machine.ranks, machine.gpus, team}
-    return sorted(size for size in sizes if machine.ranks % size == 0)
+    return sorted(size for size in sizes if machine.ranks % size == 0 and divides(size, team))
 
 
 def shared_out(model: Model, workload: Workload, guidance: int, context: int) -> Workload:
@@ -115,6 +122,8 @@ def told(ways: Sequence[Way], *, latency: bool) -> str:
             f"runner-up: {' '.join(second.words()) or 'all defaults'}",
             f"  {_figures(second)}, {less:.0%} worse; {second.why}",
         ]
+    if best.context > 1:
+        lines.append("mesh.context moves last bits: it is part of the recipe")
     return "\n".join(lines)
 
 

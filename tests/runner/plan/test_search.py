@@ -57,8 +57,8 @@ def test_no_placement_is_quicker(model: Model, memory: int) -> None:
 @pytest.mark.slow
 def test_groups_and_guidance_are_searched(model: Model) -> None:
     machine = replace(MACHINE, device_memory=14 * MIB)
-    most = ways(model, WORKLOAD, machine, RATES, context=False, latency=False)
-    least = ways(model, WORKLOAD, machine, RATES, context=False, latency=True)
+    most = ways(model, WORKLOAD, machine, RATES, separate=2, contexts=[1], latency=False)
+    least = ways(model, WORKLOAD, machine, RATES, separate=2, contexts=[1], latency=True)
     assert most[0].throughput == pytest.approx(max(way.throughput for way in most), rel=0.01)
     assert least[0].latency == pytest.approx(min(way.latency for way in least), rel=0.01)
     assert (least[0].guidance, least[0].group) == (2, 1), "one request takes half the calls on two ranks"
@@ -66,6 +66,18 @@ def test_groups_and_guidance_are_searched(model: Model) -> None:
     assert "mesh.guidance=2" in least[0].words()
     text = told(most, latency=False)
     assert text.startswith("best: ") and "runner-up: " in text and "bound by" in text
+
+
+@pytest.mark.slow
+def test_tokens_are_shared_out_where_they_can_be(model: Model) -> None:
+    machine = replace(MACHINE, device_memory=14 * MIB)
+    alone, shared = (
+        ways(model, WORKLOAD, machine, RATES, separate=1, contexts=contexts, latency=True)[0]
+        for contexts in ([1], [1, 2])
+    )
+    assert (alone.guidance, alone.context) == (1, 1), "a pipeline that makes its calls in one batch has none apart"
+    assert shared.context == 2 and shared.latency < alone.latency
+    assert "mesh.context=2" in shared.words() and "part of the recipe" in told([shared], latency=True)
 
 
 def test_a_thousand_ranks_take_seconds(model: Model) -> None:
