@@ -43,7 +43,7 @@ BENCHES = (
     ),
     Bench(
         "load", "Loading sharded, against three other ways",
-        f"{_RANKS} scripts/bench_sharding.py --part load --rounds 0.75", 2.5,
+        f"{_RANKS} scripts/bench_sharding.py --part load --rounds 0.5", 2.5,
         "files in the page cache; a parallel file system is not here", "--rounds 0.25",
     ),
     Bench(
@@ -71,7 +71,7 @@ BENCHES = (
     ),
     Bench(
         "node", "Loading whole, and host memory, four ranks of a node",
-        "python scripts/bench_resident.py --rounds 3", 3,
+        "python scripts/bench_resident.py --rounds 2", 2.5,
         "host memory; on a GPU the copy to the device is beside it", "--rounds 1 --ranks 2",
     ),
     Bench(
@@ -80,7 +80,7 @@ BENCHES = (
         "--rounds 1 --pictures 2",
     ),
     Bench(
-        "compile", "Compiled blocks", "python scripts/bench_compile.py --rounds 20", 1.5,
+        "compile", "Compiled blocks", "python scripts/bench_compile.py --rounds 20", 2,
         "inductor on a CPU; a small model", "--rounds 2",
     ),
     Bench(
