@@ -6,11 +6,13 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.accelerator import soft
 from tests.ranks import World, on_ranks
@@ -274,3 +276,19 @@ def test_what_is_sent_may_be_let_go_of_before_it_has_gone(world: World) -> None:
     torch.empty(2, device=world.device)
     work.wait()
     assert received.tolist() == [0, 1]
+
+
+@on_ranks(1, soft=True)
+def test_what_waits_in_a_queue_runs_outside_of_the_modes_of_who_needs_it(world: World) -> None:
+    """Page-locked memory that goes has its copies over, also in the middle of a mode that refuses what it sees."""
+    source, other = torch.ones(SIZE).pin_memory(), torch.ones(SIZE).pin_memory()
+    target = torch.empty(SIZE, device=world.device)
+    target.copy_(source, non_blocking=True)
+    with Refuses():
+        del other
+    assert target.cpu().sum() == SIZE
+
+
+class Refuses(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise AssertionError(f"{func} is not to be seen here")

@@ -95,7 +95,7 @@ void collective(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   machine.wait(ready, stream);
   machine.step(stream, ranges, schema.name(), place);
   machine.drain(stream);
-  at::AutoDispatchBelowADInplaceOrView below;
+  Plain plain;
   for (const Staged& each : staged) each.host.copy_(shadow_of(each.device));
   op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
   auto work = stack->back().toCustomClass<c10d::Work>();
@@ -105,7 +105,7 @@ void collective(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   }
   machine.push(stream, [work, back] {
     work->wait();
-    at::AutoDispatchBelowADInplaceOrView below;
+    Plain plain;
     for (const auto& [to, from] : back) to.copy_(from);
   });
   auto ours = c10::make_intrusive<SoftWork>(device, schema.name() == "c10d::barrier");

@@ -194,7 +194,7 @@ void fallback(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   int stream = current_stream(call.device);
   if (!is_view) begin_kernel(call.device, call.ranges, schema.name());
   {
-    at::AutoDispatchBelowADInplaceOrView below;
+    Plain plain;
     op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
     for (auto& [argument, stand_in] : call.to_resize) {
       if (stand_in.numel() == 0) continue;
@@ -302,7 +302,7 @@ at::Tensor bytes_of(const at::Tensor& tensor) {
 }
 
 void copy_bytes(at::Tensor to, const at::Tensor& from) {
-  at::AutoDispatchBelowADInplaceOrView below;
+  Plain plain;
   to.copy_(from);
 }
 
@@ -325,7 +325,7 @@ at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_bloc
   bool late = both || (non_blocking && (on_device(from) ? is_pinned(to) : true));
   at::Tensor source = bytes_of(from), target = bytes_of(to);
   if (late && !both && !on_device(from) && !is_pinned(from)) {
-    at::AutoDispatchBelowADInplaceOrView below;
+    Plain plain;
     source = source.clone();  // pageable memory is the caller's again at once
   }
   machine.step(stream, ranges, "copy", place);
