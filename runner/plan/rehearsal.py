@@ -35,7 +35,7 @@ _SMALL = 4096  # elements of a tensor of numbers that code may look into
 _LARGE = 2**20  # elements of what is fake in any case: a mask of all tokens by all tokens would take gigabytes
 _CPU = torch.device("cpu")
 _ZEROS = "_was_zeros"
-# Arguments that a call can be told by; one with others (a cache of keys and values) is made each time.
+# Arguments that a call can be told by; one with others (an object that keeps keys and values) is made each time.
 _PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
 
 
@@ -205,7 +205,7 @@ class _Rehearsal:
                 inside[0], self.tracker.fake = False, None
             flops = self.tracker.flops - before
             calls.flops += flops
-            if signature is not None:
+            if signature is not None and signature == _signature(method, args, kwargs):  # it wrote to none of them
                 calls.known[signature] = (flops, result)
             return self._given(result, stage)
 
@@ -227,26 +227,32 @@ class _Rehearsal:
             if is_block:
                 self.calls[name].held = max(self.calls[name].held, tracker.live)
             signature = _signature(what, args, kwargs)
+            lists = [value for value in (*args, *kwargs.values()) if isinstance(value, list)]
             if signature is not None and signature in known:
-                flops, (more, outputs, spec) = known[signature]
+                flops, (more, outputs, spec, written) = known[signature]
                 tracker.reach(tracker.live + more)
                 tracker.flops += flops
-                fresh = [leaves[one] if isinstance(one, int) else self._empty(one) for one in outputs]
-                return tree_unflatten(fresh, spec)
-            live, before = tracker.live, tracker.flops
+                for value, new in zip(lists, written, strict=True):
+                    value[:] = [self._again(one, leaves) for one in new]
+                return tree_unflatten([self._again(one, leaves) for one in outputs], spec)
+            live, before, owned = tracker.live, tracker.flops, _owned(args, kwargs)
             with tracker.own_peak() as peak:
                 result = inner(*args, **kwargs)
                 more = peak() - live
             made, spec = tree_flatten(result)
-            if signature is not None and all(isinstance(leaf, (torch.Tensor, *_PLAIN)) for leaf in made):
-                places = {id(leaf): index for index, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)}
-                outputs = [places.get(id(leaf), _Like.of(leaf)) for leaf in made]
-                known[signature] = (tracker.flops - before, (more, outputs, spec))
+            all_made = [*made, *(item for value in lists for item in value)]
+            is_told = all(isinstance(leaf, (torch.Tensor, *_PLAIN)) for leaf in all_made)
+            if signature is not None and is_told and owned == _owned(args, kwargs):
+                places = {id(leaf): _Given(i) for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)}
+                outputs, *written = ([places.get(id(leaf), _Like.of(leaf)) for leaf in of] for of in (made, *lists))
+                known[signature] = (tracker.flops - before, (more, outputs, spec, written))
             return result
 
         return forward
 
-    def _empty(self, like: Any) -> Any:
+    def _again(self, like: Any, leaves: list[Any]) -> Any:
+        if isinstance(like, _Given):
+            return leaves[like.index]
         if not isinstance(like, _Like):
             return like
         with self.fake:
@@ -263,6 +269,13 @@ class _Rehearsal:
 
 
 @dataclass(frozen=True)
+class _Given:
+    """One of the arguments, handed on."""
+
+    index: int
+
+
+@dataclass(frozen=True)
 class _Like:
     """A tensor that is made anew."""
 
@@ -276,14 +289,17 @@ class _Like:
 
 
 def _signature(what: Any, args: Any, kwargs: Any) -> tuple[Any, ...] | None:
-    """By which a call is known again: shapes, and plain values; None where there is more to it, as a list that it may
-    write to."""
+    """By which a call is known again: shapes, and plain values; None where there is more to it."""
     leaves, spec = tree_flatten((args, kwargs))
-    if any(isinstance(value, list | dict) for value in (*args, *kwargs.values())) or not all(
-        isinstance(leaf, (torch.Tensor, *_PLAIN)) for leaf in leaves
-    ):
+    if not all(isinstance(leaf, (torch.Tensor, *_PLAIN)) for leaf in leaves):
         return None
     return (what, str(spec), *map(_shown, leaves))
+
+
+def _owned(args: Any, kwargs: Any) -> list[dict[Any, int]]:
+    """What is in mappings among the arguments: a call that writes to them is made each time. (Decoders of clips keep
+    frames in lists; what they put there is known.)"""
+    return [{k: id(v) for k, v in value.items()} for value in (*args, *kwargs.values()) if isinstance(value, dict)]
 
 
 def _shown(leaf: Any) -> Any:
