@@ -105,9 +105,11 @@ class Chart {
   drawLevel(pen, x, y, box) {
     pen.strokeStyle = pen.fillStyle = colour("--bad");
     pen.setLineDash([5, 4]);
+    pen.lineWidth = 1;
+    const at = Math.round(y(this.level.value)) + 0.5; // a row of pixels, not two halves
     pen.beginPath();
-    pen.moveTo(box.left, y(this.level.value));
-    pen.lineTo(box.right, y(this.level.value));
+    pen.moveTo(box.left, at);
+    pen.lineTo(box.right, at);
     pen.stroke();
     pen.setLineDash([]);
     pen.textAlign = "right";

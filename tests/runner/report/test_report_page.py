@@ -205,7 +205,7 @@ def test_what_was_planned_is_a_line_in_the_chart_of_memory(job: Path, tmp_path: 
         Folder(out).run_json.write_text(json.dumps(told | {"plan": plan}))
         assert main([str(out)]) == ExitCode.DONE
         page = watched.open(out / "report.html")
-        watched.until("document.querySelector('#host-memory canvas').width > 0")
+        watched.until("document.querySelector('#host-memory canvas').style.height")
         lines.append(page.evaluate(IN_COLOUR, "--bad"))
     assert lines[0] == 0 and lines[1] > 100
 
