@@ -99,7 +99,10 @@ def plot(found: Found, title: str, file: Path) -> None:
     axes.set_yticks(places, [one.label for one in ratios], fontsize=8)
     if all(one.low > 0 for one in ratios):
         axes.set_xscale("log")
-    axes.set_title(f"{title}: median and 10th .. 90th percentile; red: the aim", fontsize=9, loc="left")
+        for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            axis(lambda value, _: f"{value:g}")
+        axes.tick_params(axis="x", which="both", labelsize=8)
+    figure.suptitle(f"{title}\nmedian and 10th to 90th percentile; red: the aim", fontsize=9, x=0.01, ha="left")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=110)
     pyplot.close(figure)
