@@ -68,8 +68,8 @@ def run(config: RunConfig, world: World, verify: int = 0) -> int:
         # Before the folder is looked at, where a misspelt argument would be another recipe.
         arguments = world.agreed(lambda: arguments_of(directory.pipeline))
         prompts, call = with_inputs(prompts, config.job, arguments, world.control)
+        config, world = in_teams(config, world, directory, prompts)
         number = len(prompts) * config.job.images_per_prompt
-        config, world = in_teams(config, world, directory, number)
         config = replace(config, job=world.agreed(lambda: settled_writing(directory.pipeline, config.job)))
         world.agreed(lambda: check_placements(directory, config))
         config, plan = settle_plan(config, directory, world, lambda: given(prompts[0], arguments), number)
@@ -220,11 +220,11 @@ def _note_left_out(directory: Directory, world: World) -> None:
         say(f"{directory.root}: left out, since a {directory.pipeline.__name__} does not take it: {names}")
 
 
-def _num_requests(config: RunConfig) -> int:
-    """Where it decides anything; of a job that may have no prompts yet."""
+def _prompts_that_decide(config: RunConfig) -> list[Prompt]:
+    """Where they decide how ranks form teams; of a job that may have none yet, which is taken for one picture."""
     job, mesh = config.job, config.mesh
-    decides = AUTO in (mesh.guidance, mesh.context) and (job.prompts is not None or job.prompt is not None)
-    return len(read_job(job)) * job.images_per_prompt if decides else 1
+    decide = AUTO in (mesh.guidance, mesh.context) and (job.prompts is not None or job.prompt is not None)
+    return read_job(job) if decide else [Prompt(None)]
 
 
 def explain(config: RunConfig, world: World) -> int:
@@ -232,7 +232,7 @@ def explain(config: RunConfig, world: World) -> int:
     with _watched(config, world) as watch:
         world.agreed(lambda: settle_numerics(world.device, config.execution.tf32))
         directory = world.agreed(lambda: directory_of(config))
-        config, world = in_teams(config, world, directory, world.agreed(lambda: _num_requests(config)))
+        config, world = in_teams(config, world, directory, world.agreed(lambda: _prompts_that_decide(config)))
         world.agreed(lambda: check_placements(directory, config))
         config, _ = settle_plan(config, directory, world, lambda: first_request(config.job, directory.pipeline))
         watch.progress.doing("load")

@@ -55,12 +55,17 @@ def unproven(components: Sequence[Component]) -> list[str]:
     return [one.name for one in components if one.context > 1 and type(one.module).__name__ not in PROVEN]
 
 
-def check_context(directory: Directory, ranks: int) -> tuple[str, ...]:
+def check_context(directory: Directory, ranks: int, *, compiled: bool = False) -> tuple[str, ...]:
     """The components whose tokens `ranks` ranks can share out; none for one rank. Raises UserError where there is none,
     or where one of them cannot."""
     if ranks == 1:
         return ()
     asked = f"mesh.context={ranks}"
+    if compiled:
+        raise UserError(
+            f"{asked} with execution.compile: where the ranks do not divide the tokens, they tell each other's numbers "
+            "inside the blocks, which no graph can hold; leave one of the two out"
+        )
     name = directory.pipeline.__name__
     if why := _PIPELINES.get(name):
         raise UserError(f"{asked}: a {name} cannot share out its tokens: {why}; {_INSTEAD}")
@@ -73,18 +78,18 @@ def check_context(directory: Directory, ranks: int) -> tuple[str, ...]:
     return tuple(source.name for source in planned)
 
 
-def context_that_fits(directory: Directory, size: int) -> list[int]:
+def context_that_fits(directory: Directory, size: int, *, compiled: bool = False) -> list[int]:
     """The numbers of ranks, of `size`, that may share out the tokens of calls where nobody said how many: by plans that
     a test has proven, and so few that a short prompt has as many tokens."""
     planned = {source.cls.__name__ for source in directory.sources.values() if has_plan(source.cls)}
     if not planned <= PROVEN:
         return [1]
-    return [number for number in range(1, _FEW + 1) if size % number == 0 and _may(directory, number)]
+    return [number for number in range(1, _FEW + 1) if size % number == 0 and _may(directory, number, compiled)]
 
 
-def _may(directory: Directory, ranks: int) -> bool:
+def _may(directory: Directory, ranks: int, compiled: bool) -> bool:
     try:
-        check_context(directory, ranks)
+        check_context(directory, ranks, compiled=compiled)
     except UserError:
         return False
     return True

@@ -49,7 +49,7 @@ def agreed_identity(directory: Directory, config: RunConfig, world: World) -> di
     mine |= flags_that_decide(world.device)
     if config.execution.compile:
         mine["numerics.compile"] = str(config.execution.compile)
-    if world.agreed(lambda: check_context(directory, world.team.context)):
+    if world.agreed(lambda: check_context(directory, world.team.context, compiled=bool(config.execution.compile))):
         mine["mesh.context"] = world.team.context
     first, *others = world.gather(mine)
     for rank, other in enumerate(others, start=1):

@@ -49,7 +49,8 @@ def open_pipeline(
     world.agreed(lambda: check_placements(directory, config))
     if config.execution.compile:
         world.agreed(lambda: require_compiler(world.device))
-    world.agreed(lambda: check_context(directory, world.team.context))
+    compiled = bool(config.execution.compile)
+    world.agreed(lambda: check_context(directory, world.team.context, compiled=compiled))
     groups = build_groups(config, directory.modules, world)
     given, loadings = _load(directory, config, world, groups, show_bar)
     if groups.mesh is not None and config.execution.leave_inference is Leave.weights:

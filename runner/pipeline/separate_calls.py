@@ -7,7 +7,7 @@ how many calls of a step there may be; how many there are depends on the request
 import ast
 import inspect
 import textwrap
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 
@@ -27,6 +27,19 @@ def separate_calls(cls: Any, components: Collection[str]) -> int:
         if isinstance(node, ast.Call) and (name := _called(node.func)) in local:
             places[name] = places.get(name, 0) + 1
     return max([guided, *places.values()])
+
+
+def asks_for_guidance(cls: Any, call: Mapping[str, Any]) -> bool:
+    """Whether a call of the pipeline has a second condition, as far as its scale tells: one of 1 or less turns guidance
+    off, and so does a distilled model's true one without a negative prompt."""
+    parameters = inspect.signature(cls.__call__).parameters
+    name = next((one for one in ("true_cfg_scale", "guidance_scale") if one in parameters), None)
+    if name is None:
+        return True
+    if name == "true_cfg_scale" and all(call.get(one) is None for one in ("negative_prompt", "negative_prompt_embeds")):
+        return False
+    scale = call.get(name, parameters[name].default)
+    return not isinstance(scale, int | float) or scale > 1
 
 
 def _local_names(tree: ast.AST, components: Collection[str]) -> Iterator[tuple[str, str]]:

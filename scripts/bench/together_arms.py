@@ -32,7 +32,7 @@ def run(world: World, scale: float) -> dict[str, Any]:
 
     count.__module__ = "runner"  # calls with a stranger's hooks inside are not shared out
     with torch.inference_mode():
-        stock.transformer.blocks[0].register_forward_pre_hook(count, with_kwargs=True)
+        stock.transformer.blocks[-1].register_forward_pre_hook(count, with_kwargs=True)  # past the split
         whole = latents_of(stock)
         alone, work[:] = sum(work), []
         assert team.context_mesh is not None

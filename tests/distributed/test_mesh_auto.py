@@ -1,6 +1,8 @@
 """Teams that the runner chooses: by the number of requests, told with the reason, and kept by a folder once begun."""
 
+import io
 import json
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import yaml
 
 from runner.config import load_config
 from runner.errors import UserError
-from runner.run import run
+from runner.run import explain, run
 from runner.world import World as RunnerWorld
 from tests import tiny
 from tests.distributed.placed import joined, new_stock_of
@@ -62,6 +64,20 @@ def test_one_request_has_its_calls_shared_out_and_more_have_a_team_each(world: W
     assert "3 request(s) keep 2 team(s) busy" in told["team"]["chosen"]
     assert apart(world, path) == [0.0] * 3
     assert "mesh.context" not in json.loads((world.tmp_path / "out" / "recipe.json").read_text())
+
+
+@on_ranks(2)
+def test_it_is_explained_and_where_nothing_is_guided_tokens_are_shared_out(world: World, path: Path) -> None:
+    words = [f"model.path={path}", "mesh=auto", "job.prompt=a red fox"]
+    for more, numbers in (
+        (["job.call.true_cfg_scale=3", "job.call.negative_prompt=blurry"], "2 x context 1"),
+        ([], "1 x context 2"),
+    ):
+        told = io.StringIO()
+        with redirect_stdout(told):
+            assert explain(load_config(None, [*words, *more]), joined(world)) == 0
+        if world.rank == 0:
+            assert f"guidance {numbers}, since 1 request(s) for 2 rank(s)" in told.getvalue(), told.getvalue()
 
 
 @on_ranks(2)

@@ -7,7 +7,7 @@ import diffusers
 import pytest
 
 from runner.errors import UserError
-from runner.pipeline.separate_calls import separate_calls
+from runner.pipeline.separate_calls import asks_for_guidance, separate_calls
 from runner.team import Team, check_division, check_shard, choose_team, place_in_team, team_mesh
 from runner.world import World
 from sharding import fake_world
@@ -122,3 +122,19 @@ def test_what_is_chosen_fits_the_ranks_that_share_a_copy_of_weights() -> None:
 )
 def test_separate_calls_are_seen_in_the_source(cls: Any, calls: int) -> None:
     assert min(separate_calls(cls, ["transformer", "transformer_2", "vae"]), 3) == calls
+
+
+@pytest.mark.parametrize(
+    ("cls", "call", "asks"),
+    [
+        (diffusers.FluxPipeline, {}, False),  # a distilled model
+        (diffusers.FluxPipeline, {"guidance_scale": 3.5}, False),
+        (diffusers.FluxPipeline, {"true_cfg_scale": 3.0}, False),
+        (diffusers.FluxPipeline, {"true_cfg_scale": 3.0, "negative_prompt": ""}, True),
+        (diffusers.QwenImagePipeline, {"negative_prompt": " "}, True),  # 4 if nobody says another
+        (diffusers.WanPipeline, {}, True),
+        (diffusers.WanPipeline, {"guidance_scale": 1.0}, False),
+    ],
+)
+def test_a_request_that_is_not_guided_has_no_separate_calls(cls: Any, call: dict[str, Any], asks: bool) -> None:
+    assert asks_for_guidance(cls, call) is asks

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
-from runner.components.context_fit import check_context
+from runner.components.context_fit import check_context, context_that_fits
 from runner.components.directory import read_directory
 from runner.errors import UserError
 from tests import tiny
@@ -57,3 +57,17 @@ def _changed(path: Path, kind: str, **settings: object) -> Path:
     config = path / "transformer" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "_class_name": kind, **settings}))
     return path
+
+
+def test_compiled_blocks(tiny_root: Path) -> None:
+    directory = read_directory(tiny.build("flux", tiny_root))
+    assert check_context(directory, 1, compiled=True) == ()
+    with pytest.raises(UserError, match=r"^mesh.context=2 with execution.compile: .*leave one of the two out"):
+        check_context(directory, 2, compiled=True)
+
+
+def test_what_is_chosen_where_nobody_said_how_many_is_proven_divides_and_is_few(tiny_root: Path) -> None:
+    flux, sana = (read_directory(tiny.build(family, tiny_root)) for family in ("flux", "sana"))
+    assert context_that_fits(flux, 8, compiled=False) == [1, 2, 4], "of four heads"
+    assert context_that_fits(flux, 6, compiled=False) == [1, 2]
+    assert context_that_fits(flux, 8, compiled=True) == context_that_fits(sana, 8, compiled=False) == [1]
