@@ -110,7 +110,7 @@ def _main(arguments: argparse.Namespace) -> int:
     rates = read_rates(arguments.bandwidths, stated)
     if arguments.best:
         separate = separate_calls(directory.pipeline, directory.modules)
-        contexts = context_that_fits(directory, machine.ranks)
+        contexts = context_that_fits(directory, machine.ranks, compiled=bool(config.execution.compile))
         found = ways(model, workload, machine, rates, separate=separate, contexts=contexts, latency=arguments.latency)
         print(told(found, latency=arguments.latency))
         return ExitCode.DONE if found else ExitCode.FAILED
