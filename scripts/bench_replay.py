@@ -21,13 +21,13 @@ from torch import nn
 
 from runner.calls.boundary import Boundaries
 from runner.calls.lockstep import Lockstep
-from runner.calls.replay import Replay, Resume
 from runner.calls.steps import Steps
 from runner.components.component import Component
 from runner.components.resolver import Leave, resolve
 from runner.output.call_log import CallLog
 from runner.progress import Progress
 from runner.request import Request
+from runner.resume.replay import Replay, Resume
 from weights.overrides import Overrides
 
 MIB = 1 << 20

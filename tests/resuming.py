@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from runner.calls.randomness import global_seed
-from runner.calls.replay import Resume
 from runner.output.call_log import CallLog, count_records
 from runner.pipeline.pipeline import Pipeline
 from runner.request import Request
+from runner.resume.replay import Resume
 from tests import tiny
 
 SEED = 7

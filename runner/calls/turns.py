@@ -40,7 +40,7 @@ START = Place(-1, -1)
 
 
 class Server(Protocol):
-    """Who says whose turn it is: runner/calls/lift.py."""
+    """Who says whose turn it is: runner/groups/lift.py."""
 
     def at_call(self, turn: "Turn", stage: str, component: str, where: str) -> None:
         """In the turn: a call of the component, the outermost one, is about to begin; returns when it may."""

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from runner.calls.replay import Resume
 from runner.health.stderr import say
 from runner.numerics import flags, machine, versions
 from runner.output.call_log import CallLog, remove_logs
 from runner.output.folder import Folder
 from runner.request import Request
+from runner.resume.replay import Resume
 
 
 class CallLogs:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from runner.calls.meter import Meter, Passes
 from runner.components.component import Component
+from runner.groups.meter import Meter, Passes
 from runner.health.stderr import say
 from runner.pipeline.pipeline import Pipeline
 

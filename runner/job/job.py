@@ -3,8 +3,8 @@
 from collections import deque
 from collections.abc import Sequence
 
-from runner.calls.meter import Meter
 from runner.config import JobConfig
+from runner.groups.meter import Meter
 from runner.health.messages import Asks
 from runner.health.watch import Watch
 from runner.job.call_logs import CallLogs, keep_only, what_decides

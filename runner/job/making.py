@@ -15,11 +15,9 @@ import torch.distributed as dist
 from offload import StoreError
 from runner.calls.finite import NotFinite, require_finite
 from runner.calls.lockstep import PeerLeft, TornApart
-from runner.calls.meter import Meter
-from runner.calls.replay import StoppedInside
-from runner.calls.round import ResultsDiffer
 from runner.config import JobConfig
 from runner.errors import JobFault
+from runner.groups.meter import Meter
 from runner.health.fault import is_device_failure, is_disk
 from runner.health.watch import Watch
 from runner.job.call_logs import CallLogs, remove_logs_of
@@ -35,6 +33,8 @@ from runner.output.turn_file import TurnFile
 from runner.pipeline.pipeline import Pipeline
 from runner.progress import At
 from runner.request import Request
+from runner.resume.replay import StoppedInside
+from runner.rounds.round import ResultsDiffer
 from runner.trace.interval import Lane
 
 

@@ -9,21 +9,13 @@ import torch
 
 import offload
 import sharding
-from runner.calls.alone import why_alone
 from runner.calls.block_ranges import record_blocks
 from runner.calls.boundary import Boundaries
-from runner.calls.grace import Grace
-from runner.calls.lift import Lift
 from runner.calls.lockstep import END, Lockstep
-from runner.calls.meter import Meter
 from runner.calls.moving import moving_blocks
 from runner.calls.randomness import set_global_generators
-from runner.calls.replay import Replay, Resume
-from runner.calls.round import Shared
-from runner.calls.rounds import Rounds
 from runner.calls.steps import Steps
 from runner.calls.switches import Switch
-from runner.calls.tiles import Tiles
 from runner.calls.trial import Compared, Parity, Trial
 from runner.calls.turns import Turn, this_turn
 from runner.calls.witness import Witness
@@ -34,6 +26,10 @@ from runner.components.load import Loading
 from runner.components.resolver import Decision, ExecutionMode, enter, resolve
 from runner.config import Leave, LoraConfig
 from runner.errors import UserError
+from runner.groups.alone import why_alone
+from runner.groups.grace import Grace
+from runner.groups.lift import Lift
+from runner.groups.meter import Meter
 from runner.inputs.arguments import arguments_of
 from runner.inputs.decode import decoded
 from runner.inputs.input_file import Form, files_in
@@ -41,6 +37,10 @@ from runner.pipeline.adapters import Adapters
 from runner.pipeline.shell import own_shell, with_own_guiders
 from runner.progress import Progress
 from runner.request import Request
+from runner.resume.replay import Replay, Resume
+from runner.rounds.round import Shared
+from runner.rounds.rounds import Rounds
+from runner.rounds.tiles import Tiles
 from runner.trace.clock import clock_for
 from runner.trace.recorder import Details, Recorder
 from runner.world import World

@@ -3,8 +3,8 @@ were to share them out had nothing to do."""
 
 from typing import Any
 
-from runner.calls.round_figures import Figures
 from runner.pipeline.pipeline import Pipeline
+from runner.rounds.round_figures import Figures
 
 
 def rounds_of(pipeline: Pipeline) -> dict[str, Any]:

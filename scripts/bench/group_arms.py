@@ -13,8 +13,8 @@ import torch
 
 import offload
 from bench.group_cases import Case
-from runner.calls.meter import Meter
 from runner.config import load_config
+from runner.groups.meter import Meter
 from runner.job.group_size import Choice, choose, figures_of
 from runner.pipeline.open import open_pipeline
 from runner.pipeline.pipeline import Pipeline

@@ -12,12 +12,12 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransform
 from torch import nn
 
 from bench.paired import measure, refuse_unequal, report
-from runner.calls.exchange import Parcel, exchange
 from runner.calls.lockstep import Lockstep
-from runner.calls.round import Shared
-from runner.calls.rounds import Rounds
-from runner.calls.signature import Spec
 from runner.components.component import Component
+from runner.rounds.exchange import Parcel, exchange
+from runner.rounds.round import Shared
+from runner.rounds.rounds import Rounds
+from runner.rounds.signature import Spec
 from runner.world import World
 from weights.agreement import gather_int
 

@@ -7,8 +7,8 @@ from diffusers import AutoencoderKL
 
 from bench.paired import Arm, measure, refuse_unequal, report
 from runner.calls.lockstep import Lockstep
-from runner.calls.tiles import Tiles
 from runner.components.component import Component
+from runner.rounds.tiles import Tiles
 from runner.world import World
 
 

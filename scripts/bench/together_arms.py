@@ -11,10 +11,10 @@ import torch
 from bench.guidance_arms import latents_of, wan
 from bench.ratios import note
 from runner.calls.lockstep import Lockstep
-from runner.calls.round import Shared
-from runner.calls.rounds import Rounds
 from runner.components.component import Component
 from runner.components.context import Context
+from runner.rounds.round import Shared
+from runner.rounds.rounds import Rounds
 from runner.world import World
 
 

@@ -12,7 +12,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 import offload
-from runner.calls.meter import Meter
+from runner.groups.meter import Meter
 from runner.pipeline.pipeline import Pipeline
 from tests.distributed.placed import opened, request_of
 from tests.ranks import World, on_ranks

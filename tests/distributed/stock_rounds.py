@@ -11,9 +11,9 @@ import torch.distributed as dist
 
 from runner.calls.lockstep import Lockstep
 from runner.calls.randomness import set_global_generators
-from runner.calls.round import Shared
-from runner.calls.rounds import Rounds
 from runner.components.component import components_of
+from runner.rounds.round import Shared
+from runner.rounds.rounds import Rounds
 from tests.census.arms import _in_a_row
 from tests.census.case import Case, replaced
 from tests.census.files import read_as_stock, write_file

@@ -16,13 +16,13 @@ import torch
 
 import offload
 from runner.calls.lockstep import PeerLeft
-from runner.calls.replay import Resume, StoppedInside
 from runner.job.prompts import Prompt
 from runner.job.results import Failed
 from runner.output.call_log import CallLog
 from runner.output.folder import Folder
 from runner.output.manifest import Manifest
 from runner.pipeline.pipeline import Pipeline
+from runner.resume.replay import Resume, StoppedInside
 from tests import tiny
 from tests.distributed.chaos import Job, lines
 from tests.distributed.placed import call, opened, request_of, run_prompts, stock_bits, stock_of, stock_picture

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from runner.calls.lockstep import PeerLeft
-from runner.calls.replay import StoppedInside
 from runner.output.call_log import count_records
+from runner.resume.replay import StoppedInside
 from tests import tiny
 from tests.distributed.chaos import ROOT, Job, lines, run_plain
 from tests.distributed.placed import opened

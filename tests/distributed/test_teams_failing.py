@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from runner.calls.round import ResultsDiffer
 from runner.job.results import Failed, Made
+from runner.rounds.round import ResultsDiffer
 from tests import tiny
 from tests.distributed.counted import alike_in_each_copy
 from tests.distributed.placed import opened, run_prompts

@@ -11,10 +11,10 @@ import torch
 
 import runner.output.call_log
 from runner.calls.finite import NotFinite
-from runner.calls.replay import Replay
 from runner.config import load_config
 from runner.errors import ExitCode, UserError
 from runner.output.call_log import count_records
+from runner.resume.replay import Replay
 from runner.run import run
 from runner.world import World
 

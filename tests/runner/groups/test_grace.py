@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from runner.calls.grace import Grace, Pace
 from runner.calls.turns import Turn
+from runner.groups.grace import Grace, Pace
 
 
 class Nobody:

@@ -1,4 +1,4 @@
-"""The calls of one request whose results nobody has needed yet. See [Note: rounds] in runner/calls/rounds.py."""
+"""The calls of one request whose results nobody has needed yet. See [Note: rounds] in runner/rounds/rounds.py."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 
-from runner.calls.deferred import Deferred, Later, become, deferred_in, there
-from runner.calls.exchange import Parcel, exchange, received
-from runner.calls.glue import Function, Need, Shapes
-from runner.calls.learning import Knowledge, Learned, described
-from runner.calls.leaves import leaves_of
 from runner.calls.lockstep import Lockstep, PeerLeft
-from runner.calls.round_figures import RoundFigures
-from runner.calls.signature import Spec, Unknown, signature_of
-from runner.calls.snapshot import Snapshot, modes_of_now
 from runner.calls.turns import this_turn
 from runner.components.component import Component
+from runner.rounds.deferred import Deferred, Later, become, deferred_in, there
+from runner.rounds.exchange import Parcel, exchange, received
+from runner.rounds.glue import Function, Need, Shapes
+from runner.rounds.learning import Knowledge, Learned, described
+from runner.rounds.leaves import leaves_of
+from runner.rounds.round_figures import RoundFigures
+from runner.rounds.signature import Spec, Unknown, signature_of
+from runner.rounds.snapshot import Snapshot, modes_of_now
 from runner.trace.interval import Lane
 from runner.trace.recorder import Recorder
 from weights.agreement import Group, rank_in, size_of

@@ -18,11 +18,9 @@ from typing import Any
 import torch
 
 from runner.calls.boundary import Boundaries
-from runner.calls.duration import Duration, is_worth_a_log
 from runner.calls.lockstep import Lockstep, PeerLeft
 from runner.calls.randomness import generator_states, set_generators
 from runner.calls.recorded import NotKept, fingerprint, pack, unpack
-from runner.calls.rounds import Rounds
 from runner.calls.stateful import State, state_of, what_changed, why_stateful
 from runner.calls.steps import Steps
 from runner.calls.turns import seconds_paused, this_turn
@@ -33,6 +31,8 @@ from runner.inputs.input_file import alike_text
 from runner.output.call_log import MAX_WAITING, CallLog, Record
 from runner.progress import Progress
 from runner.request import Request
+from runner.resume.duration import Duration, is_worth_a_log
+from runner.rounds.rounds import Rounds
 from weights.overrides import Overrides
 
 CALLS_A_STEP = 2  # expected where nothing is known yet: one with the prompt, one without

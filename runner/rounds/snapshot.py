@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner.calls.leaves import with_leaves
+from runner.rounds.leaves import with_leaves
 
 _ALIGNMENT = 64  # bytes
 

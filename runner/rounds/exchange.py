@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from runner.calls.signature import Spec
+from runner.rounds.signature import Spec
 
 
 @dataclass

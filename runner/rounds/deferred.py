@@ -2,7 +2,7 @@
 
 [Note: deferred results] A Deferred has a shape, a dtype and a device, but no memory. Python's functions on it come
 through `__torch_function__`, and what slips past (a library's own C++) through `__torch_dispatch__`. What can be
-answered or put off is in runner/calls/glue.py; anything else ends the round. Then each Deferred *becomes* the plain
+answered or put off is in runner/rounds/glue.py; anything else ends the round. Then each Deferred *becomes* the plain
 tensor, as an object, whoever holds it (`torch.utils.swap_tensors`), so that nothing downstream ever sees the class.
 
 One thing cannot be seen: `plain.data = deferred` hands over memory that is not there, and crashes. No pipeline of
@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 
-from runner.calls.glue import Function, Need, Results, like, need_of
-from runner.calls.leaves import leaves_of, with_leaves
-from runner.calls.signature import Spec
+from runner.rounds.glue import Function, Need, Results, like, need_of
+from runner.rounds.leaves import leaves_of, with_leaves
+from runner.rounds.signature import Spec
 
 _plainly = torch._C.DisableTorchFunctionSubclass
 _GLUE = ("diffusers.pipelines.", "diffusers.modular_pipelines.", "diffusers.schedulers.")  # runs between calls

@@ -9,7 +9,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
-from runner.calls.leaves import leaves_of, with_leaves
+from runner.rounds.leaves import leaves_of, with_leaves
 
 Pair = namedtuple("Pair", "first second")
 

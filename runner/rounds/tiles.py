@@ -18,11 +18,11 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from runner.calls.exchange import Parcel, exchange, received
 from runner.calls.lockstep import Lockstep
 from runner.calls.randomness import generator_states, set_generators
-from runner.calls.signature import Spec, Unknown, signature_of
 from runner.components.component import Component
+from runner.rounds.exchange import Parcel, exchange, received
+from runner.rounds.signature import Spec, Unknown, signature_of
 from runner.team import Team
 from runner.trace.interval import Lane
 from runner.trace.recorder import Recorder

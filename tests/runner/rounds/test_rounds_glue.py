@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from runner.calls.lockstep import Lockstep
-from runner.calls.round import Shared
-from runner.calls.rounds import Rounds
 from runner.components.component import Component
+from runner.rounds.round import Shared
+from runner.rounds.rounds import Rounds
 from tests.ranks import World, on_ranks
 
 Glue = Callable[["Small", Tensor], Any]

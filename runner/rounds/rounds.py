@@ -2,11 +2,11 @@
 
 [Note: rounds] A pipeline with guidance calls its denoiser several times a step, on the same latents: with the prompt,
 without it, perturbed. Which calls these are no list of families says. A call's result is handed out before it is there
-(runner/calls/deferred.py), and the calls that the pipeline makes before it needs the first result are a round: they
+(runner/rounds/deferred.py), and the calls that the pipeline makes before it needs the first result are a round: they
 cannot depend on each other. The rank of the place in the round makes the call, the others get its result when the round
 ends; always the same rank for the same place, since a call of the step before may have left something behind there.
 
-The first call of a kind is made by every rank, and tells what the next ones give (runner/calls/learning.py). So is each
+The first call of a kind is made by every rank, and tells what the next ones give (runner/rounds/learning.py). So is any
 call of a component that draws random numbers, writes to its arguments, keeps state or has a stranger's hooks; and each
 call where no round was ever wider than one, since nothing is gained there. What is known when a request begins stays as
 it is for the request, but for what it learns itself: so that requests that take turns decide alike on all ranks.
@@ -24,12 +24,12 @@ from typing import Any
 import torch
 from diffusers.guiders.guider_utils import BaseGuidance
 
-from runner.calls.deferred import assigns_data, deferred_in, there
-from runner.calls.learning import Knowledge
-from runner.calls.round import Compute, Round, Shared
-from runner.calls.round_figures import RoundFigures
 from runner.calls.stateful import why_stateful
 from runner.components.component import METHODS, Component
+from runner.rounds.deferred import assigns_data, deferred_in, there
+from runner.rounds.learning import Knowledge
+from runner.rounds.round import Compute, Round, Shared
+from runner.rounds.round_figures import RoundFigures
 from weights.overrides import Overrides
 
 

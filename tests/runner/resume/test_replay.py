@@ -11,13 +11,13 @@ import torch
 from diffusers import FirstBlockCacheConfig
 from torch import nn
 
-import runner.calls.duration
-import runner.calls.replay
-from runner.calls.duration import Duration
+import runner.resume.duration
+import runner.resume.replay
 from runner.calls.recorded import NotKept, fingerprint, pack, unpack
-from runner.calls.replay import StoppedInside
 from runner.config import load_config
 from runner.pipeline.open import open_pipeline
+from runner.resume.duration import Duration
+from runner.resume.replay import StoppedInside
 from runner.world import World
 from tests import tiny
 from tests.lora.lora_files import save_adapter
@@ -96,7 +96,7 @@ def test_how_long_a_request_still_takes_is_told_by_its_steps(flux: Bench, monkey
     seconds = iter(range(0, 1000, 10))
     clock = type("Clock", (), {"perf_counter": lambda: next(seconds), "monotonic": lambda: 0.0})
     flux.make(request_of("flux"), "whole")
-    monkeypatch.setattr(runner.calls.replay, "time", clock)
+    monkeypatch.setattr(runner.resume.replay, "time", clock)
     needed: list[float] = []
     assert flux.pipeline.replay is not None
     asked = Duration.needed
@@ -110,17 +110,17 @@ def test_auto_keeps_logs_of_long_requests_only(flux: Bench, monkeypatch: pytest.
     _, computed = flux.make(request, "short", always=False)
     assert computed == 4 and flux.records("short") == 0 and flux.pipeline.replay is not None
     monkeypatch.setattr(
-        runner.calls.replay, "fingerprint", None
+        runner.resume.replay, "fingerprint", None
     )  # the next one is known to be short: it is not even looked at
     flux.make(request, "short", always=False)
     monkeypatch.undo()
-    monkeypatch.setattr(runner.calls.duration, "WORTH", 0.0)
+    monkeypatch.setattr(runner.resume.duration, "WORTH", 0.0)
     flux.make(request, "long", always=False)
     assert flux.records("long") == 4
     monkeypatch.undo()
     longer = request_of("flux", num_inference_steps=5)
-    monkeypatch.setattr(runner.calls.duration, "DECIDE", 0.0)
-    monkeypatch.setattr(runner.calls.duration, "WORTH", 1e-9)
+    monkeypatch.setattr(runner.resume.duration, "DECIDE", 0.0)
+    monkeypatch.setattr(runner.resume.duration, "WORTH", 1e-9)
     flux.make(longer, "longer", always=False)
     assert flux.records("longer") == 5, "what came before the decision is in it"
     monkeypatch.undo()

@@ -12,13 +12,13 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._pytree import TreeSpec, tree_flatten
 
 import offload
-from runner.calls.leaves import leaves_of
 from runner.calls.randomness import generator_states
 from runner.calls.recorded import NotKept, fingerprint
-from runner.calls.signature import Spec
 from runner.calls.stateful import State, state_of, what_changed
 from runner.calls.turns import this_turn
 from runner.components.component import Component
+from runner.rounds.leaves import leaves_of
+from runner.rounds.signature import Spec
 
 _CONSTANT = (bool, int, float, str, type(None), torch.dtype, torch.device)
 _SETTLING = 3  # calls in a row in which a component may set up what it then only reads

@@ -7,7 +7,7 @@ for: all encode, then all denoise, then each decodes, and with two denoisers all
 second. A call of a component that moves no weights, or is a decoder's, is not interrupted.
 
 Ranks that share weights serve alike, since their turns are alike and wait alike; they meet before each sweep of a
-sharded component (runner/calls/meetings.py).
+sharded component (runner/groups/meetings.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -18,15 +18,15 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 import sharding
-from runner.calls.grace import Grace
 from runner.calls.lockstep import Lockstep, PeerLeft, left
-from runner.calls.meetings import Meetings
-from runner.calls.meter import Meter
 from runner.calls.moving import MovingBlock, moving_blocks
-from runner.calls.replay import StoppedInside
 from runner.calls.switches import Switch
 from runner.calls.turns import JOIN, START, Abandoned, Place, Turn, this_turn
 from runner.components.component import Component
+from runner.groups.grace import Grace
+from runner.groups.meetings import Meetings
+from runner.groups.meter import Meter
+from runner.resume.replay import StoppedInside
 from runner.trace.recorder import Recorder
 from weights.modes import normal_mode
 from weights.overrides import moves_no_weights

@@ -11,8 +11,8 @@ import pytest
 import torch
 from diffusers import FirstBlockCacheConfig
 
-from runner.calls.alone import CHANGES, names_in_call
 from runner.config import load_config
+from runner.groups.alone import CHANGES, names_in_call
 from runner.job.group_size import GroupSize
 from runner.pipeline.open import open_pipeline
 from runner.pipeline.pipeline import Pipeline

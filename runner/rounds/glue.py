@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map
 
-from runner.calls.leaves import leaves_of
-from runner.calls.signature import Spec, key_of
+from runner.rounds.leaves import leaves_of
+from runner.rounds.signature import Spec, key_of
 
 Function = Callable[..., Any]
 

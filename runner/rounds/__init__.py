@@ -1,0 +1,1 @@
+"""Calls of one request that do not depend on each other: side by side over ranks, or in one pass; tiles likewise."""
