@@ -57,7 +57,6 @@ gpu-check: setup
 
 # Forty minutes on two quiet cores: benchmarks/RESULTS.md and its plots. BENCH="--parts first" or --go-on for less.
 bench: setup
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	$(BIN)/python scripts/bench_all.py $(BENCH)
 
 lint: setup

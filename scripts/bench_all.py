@@ -84,7 +84,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="default: benchmarks/, and with --dry a temporary folder")
     options = parser.parse_args()
     if importlib.util.find_spec("matplotlib") is None:
-        parser.error("the plots need matplotlib: pip install -c constraints.txt -e '.[bench]'")
+        parser.error("the plots need matplotlib: pip install -c constraints.txt -e '.[dev]'")
     return options
 
 

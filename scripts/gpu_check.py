@@ -199,6 +199,7 @@ def main() -> int:
     options = parser.parse_args()
     began = time.monotonic()
     signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)  # which a shell's background job ignores
     devices, looked = found_devices()
 
     def told(results: Sequence[Result]) -> None:

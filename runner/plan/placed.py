@@ -55,13 +55,18 @@ def _sharded(sizes: Sizes, placement: PlacementConfig, ranks: int) -> Placed:
     on_host = placement.rest is Rest.host
     slices = sizes.root.slice(ranks) + sum(rows.slice(ranks) for rows in cut)
     blocks = [rows.gathered(ranks) for rows in cut]
+    once = not placement.reshard_after_forward
     ahead = min(placement.prefetch, max(len(cut) - 1, 0))
     # The one that runs, FSDP's buffer of the last gather, and those that are gathered ahead; or all of them, kept.
     gathered = (2 + ahead) * max(blocks, default=0)
-    if not placement.reshard_after_forward:
+    if once:
         gathered = sum(blocks) + max(blocks, default=0)
+    if ranks == 1:
+        # Nothing is gathered: FSDP copies the block that runs. From the host weight by weight, each of which is there
+        # until the next one is.
+        gathered = sum(blocks) if once else max(blocks, default=0)
+        gathered += 2 * max((rows.largest for rows in cut), default=0) if on_host else 0
     a_pass, root = sum(rows.slice(ranks) for rows in cut), sizes.root.slice(ranks)
-    once = not placement.reshard_after_forward
     pass_link = a_pass if on_host else 0
     return Placed(
         at_rest=sizes.unsliced + whole + (0 if on_host else slices),

@@ -28,6 +28,10 @@ class Rows:
     def whole(self) -> int:
         return sum(rows * row for rows, row in self.tensors)
 
+    @property
+    def largest(self) -> int:
+        return max((rows * row for rows, row in self.tensors), default=0)
+
     def slice(self, ranks: int) -> int:
         """Of one rank: FSDP pads each slice to that of the first rank."""
         return sum(-(-rows // ranks) * row for rows, row in self.tensors)

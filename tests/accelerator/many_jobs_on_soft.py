@@ -4,11 +4,14 @@ argv: a file, a JSON list of arguments a line. Exits with the first code that is
 unordered.
 """
 
+import gc
 import importlib.util
 import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+
+import torch
 
 import runner.world
 from tests.accelerator import soft
@@ -27,6 +30,8 @@ def main() -> int:
         runner.world.joined_world = lambda *_: nullcontext(world)  # type: ignore[assignment]
         for line in Path(sys.argv[1]).read_text().splitlines():
             sys.argv[1:] = json.loads(line)
+            gc.collect()  # of the job before, whose pipeline and hooks hold each other
+            torch.accelerator.reset_peak_memory_stats()
             if code := generate.main():
                 return int(code)
             if found := soft.reports():
