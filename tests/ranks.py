@@ -5,6 +5,7 @@ costs seconds. After a failure it is thrown away: its ranks may have stopped at 
 the world is the one that it started: see tests/given_world.py.
 """
 
+import gc
 import importlib.util
 import inspect
 import os
@@ -107,6 +108,11 @@ class Worlds:
         for kind in list(self._ranks):
             self._stop(kind)
 
+    def close_soft(self) -> None:
+        """Their groups' threads outlive the groups."""
+        for kind in [kind for kind in self._ranks if kind[1]]:
+            self._stop(kind)
+
     def _stop(self, kind: tuple[int, bool]) -> None:
         ranks = self._ranks.pop(kind)
         for _, connection in ranks:
@@ -161,6 +167,12 @@ def _serve(rank: int, size: int, store: Path, connection: Connection, path: list
         except BaseException:
             connection.send(traceback.format_exc())
     dist.destroy_process_group()
+
+
+def _end(groups: set[dist.ProcessGroup]) -> None:
+    while groups:
+        dist.destroy_process_group(groups.pop())
+    gc.collect()  # the test's models and pipelines, which hold each other and their groups
 
 
 def _groups() -> set[dist.ProcessGroup]:

@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import tiny
 from tests.accelerator import soft
+from tests.ranks import Worlds
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,3 +30,9 @@ def soft_is_built() -> None:
 def path(family: str, tiny_root: Path) -> Path:
     """The family's directory; not built on the ranks: there, transformers writes weights on rank 0 only."""
     return tiny.build(family, tiny_root)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def soft_worlds_end_here(worlds: Worlds) -> Iterator[None]:
+    yield
+    worlds.close_soft()
