@@ -21,7 +21,7 @@ import sharding
 from runner.calls.lockstep import Lockstep, PeerLeft, left
 from runner.calls.moving import MovingBlock, moving_blocks
 from runner.calls.switches import Switch
-from runner.calls.turns import JOIN, START, Abandoned, Place, Turn, this_turn
+from runner.calls.turns import BEGIN, JOIN, START, Abandoned, Place, Turn, this_turn
 from runner.components.component import Component
 from runner.groups.grace import Grace
 from runner.groups.meetings import Meetings
@@ -192,6 +192,8 @@ class Lift:
         self._place = place
         block = self._blocks.get((place.component, place.block))
         turns = [turn for turn in self._turns if not (turn.is_over or turn.open_branches) and turn.place == place]
+        if self._meter is not None and place.block >= BEGIN:
+            self._meter.has_denoised |= place.stage == _DENOISE
         if self._meter is not None and block is not None:
             self._meter.begin(place, len({turn.parent or turn for turn in turns}))
         try:
@@ -238,11 +240,10 @@ class Lift:
         return None
 
     def _run_block(self, turn: Turn, error: Exception | None) -> None:
-        start = perf_counter()
         turn.resume(error)
         if self._meter is not None:
             self._meter.await_device()
-            self._meter.computed(perf_counter() - start)
+            self._meter.computed()
 
     def _throw(self, turn: Turn, error: BaseException) -> None:
         for branch in turn.open_branches:

@@ -8,39 +8,51 @@ from time import perf_counter
 
 import torch
 
-import sharding
 from runner.calls.turns import Place
 from runner.components.component import Component
+from runner.trace.recorder import Recorder
+from runner.trace.sums import Sum
 from weights.room import available_room
 
 
 @dataclass
 class Pass:
-    """One pass over the blocks: seconds that their weights were waited for, that the blocks computed, and how many
-    calls shared it."""
+    """One pass over the blocks, and how many calls shared it. It lasts from the end of the pass before to what follows
+    its last block: weights are on their way too while the pipeline's own code runs between the two. The first one of
+    its component, or after another component's, begins with its first block."""
 
     calls: int
-    waited: float = 0.0
-    computed: float = 0.0
+    began: float
+    ended: float
+    waited: float = 0.0  # seconds, for weights of its blocks
+
+    @property
+    def seconds(self) -> float:
+        return self.ended - self.began
+
+    @property
+    def own(self) -> float:
+        """Seconds that each of its calls takes by itself, however many share it."""
+        return (self.seconds - self.waited) / self.calls
 
 
 @dataclass
 class Passes:
-    """Of one component. `hides`: weights came up while blocks computed, so that only the rest of it was waited for."""
+    """Of one component."""
 
-    hides: bool
     done: list[Pass] = field(default_factory=list)
 
     @property
-    def compute(self) -> float:
-        """Seconds that one call computes in a pass."""
-        return statistics.median(one.computed / one.calls for one in self._steady())
+    def seconds(self) -> float:
+        return sum(one.seconds for one in self.done)
 
     @property
-    def transfer(self) -> float:
-        """Seconds that the weights take to come up in a pass. Where blocks had to wait for them, they were on their way
-        all the time; where not, it is at most what the blocks computed."""
-        return statistics.median(one.waited + (one.computed if self.hides else 0.0) for one in self._steady())
+    def own(self) -> float:
+        return statistics.median(one.own for one in self._steady())
+
+    @property
+    def waited(self) -> float:
+        return statistics.median(one.waited for one in self._steady())
 
     def _steady(self) -> list[Pass]:
         """The first pass warms up, where there is another one."""
@@ -48,30 +60,59 @@ class Passes:
 
 
 class Meter:
-    """Measures one group. On an accelerator each block is awaited, so that the host's clock tells of the device."""
+    """Measures one group. On an accelerator each block is awaited, so that the host's clock tells of the device.
 
-    def __init__(self, components: Sequence[Component], device: torch.device) -> None:
-        self._components, self._device = components, device
+    [Note: what a transfer takes] How long computing waits for weights says little of how long they were on their way:
+    that goes on behind blocks, behind the pipeline's own code, and before a pass begins. So it is not concluded from
+    waits: the copies themselves are timed where they are made, and the recorder is told of each.
+    """
+
+    def __init__(self, components: Sequence[Component], device: torch.device, recorder: Recorder) -> None:
+        self._components, self._device, self._recorder = components, device, recorder
         self.passes: dict[str, Passes] = {}
         self.seconds = 0.0
         self.held = 0  # bytes that a paused call holds, the most that was seen
-        self._began, self._base = perf_counter(), self._beside_weights()
+        self.has_denoised = False  # in calls that were made, not answered by a log
         self._last: Place | None = None
+        self._pass = Pass(0, 0.0, 0.0)  # the one that goes on
+        self._fetched_before = self._fetched_so_far()
+        self._began, self._base = perf_counter(), self._beside_weights()
 
     def begin(self, place: Place, calls: int) -> None:
         """So many calls are about to run a block."""
-        component = self._components[place.component]
-        passes = self.passes.setdefault(component.name, Passes(hides=not sharding.is_sharded(component.module)))
+        passes = self.passes.setdefault(self._components[place.component].name, Passes())
         last, self._last = self._last, place
         if last is None or place <= last or place.component != last.component:
-            passes.done.append(Pass(calls))
-        self._pass = passes.done[-1]
+            goes_on = last is not None and place.component == last.component
+            began = self._pass.ended if goes_on else perf_counter()
+            self._pass = Pass(calls, began, began)
+            passes.done.append(self._pass)
 
     def waited(self, seconds: float) -> None:
         self._pass.waited += seconds
 
-    def computed(self, seconds: float) -> None:
-        self._pass.computed += seconds
+    def computed(self) -> None:
+        """A call has run a block, and what follows it."""
+        self._pass.ended = perf_counter()
+
+    def fetched(self) -> dict[str, Sum]:
+        """What was copied of each component's weights since the meter began, and the seconds that the copies took.
+        Waits for the device: between requests."""
+        sums = self._fetched_so_far()
+        for name, before in self._fetched_before.items():
+            sums[name].seconds -= before.seconds
+            sums[name].num_bytes -= before.num_bytes
+        return sums
+
+    def _fetched_so_far(self) -> dict[str, Sum]:
+        self._recorder.settle()
+        sums: dict[str, Sum] = {}
+        for kind, total in self._recorder.sums.items():
+            if kind.name == "prefetch":
+                one = sums.setdefault(kind.component, Sum())
+                one.seconds += total.seconds
+                one.num_bytes += total.num_bytes
+        return sums
 
     def paused(self) -> None:
         """All calls are paused, and no block is up for them."""

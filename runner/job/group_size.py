@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import offload
 from runner.components.component import Component
 from runner.groups.meter import Meter, Passes
 from runner.health.stderr import say
 from runner.pipeline.pipeline import Pipeline
+from runner.trace.sums import Sum
 
 LARGEST = 16  # that `auto` chooses: what a fault costs, and how long the first picture takes, grow with it
 ENOUGH = 0.03  # a larger group has to save this part of a request's time
@@ -15,18 +17,22 @@ ENOUGH = 0.03  # a larger group has to save this part of a request's time
 
 @dataclass(frozen=True)
 class Measured:
-    """What a component's moving weights took in one request on one rank: `passes` over them, seconds that a call
-    computes in one, seconds that they take to come up. `overlap`: the one hides behind the other."""
+    """What a component's moving weights took in one request on one rank: `passes` over them; seconds of a pass that a
+    request needs for itself, `compute`, of which the pipeline's own code beside it is a part; seconds that the blocks
+    take to come up, `transfer`. `overlap`: the one hides behind the other. `once`: seconds that all else of it takes to
+    come up, before the first pass."""
 
     passes: int
     compute: float
     transfer: float
     overlap: bool
+    once: float = 0.0
 
     def seconds(self, number: int) -> float:
         """For each request of a group of so many."""
         shared = self.transfer / number
-        return self.passes * (max(self.compute, shared) if self.overlap else self.compute + shared)
+        each = max(self.compute, shared) if self.overlap else self.compute + shared
+        return self.passes * each + self.once / number
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,8 @@ class GroupSize:
 
     def meter(self) -> Meter | None:
         """To measure the next wave with, where that is still to be done. The same on all ranks."""
-        return Meter(self._pipeline.components, self._pipeline.world.device) if self.is_open else None
+        pipeline = self._pipeline
+        return Meter(pipeline.components, pipeline.world.device, pipeline.recorder) if self.is_open else None
 
     def choose(self, meter: Meter, left: int) -> None:
         """From what each rank has measured, where all that made a request did. Collective; `left`: for each rank."""
@@ -106,15 +113,20 @@ class GroupSize:
 
 def figures_of(meter: Meter, pipeline: Pipeline) -> Figures | None:
     """None where nothing was denoised: by an idle rank, or because the request failed, or was answered by its log."""
-    by_name = {component.name: component for component in pipeline.components}
-    if not any(by_name[name].stage == "denoise" for name in meter.passes):
+    if not meter.has_denoised:
         return None
-    measured = {name: _measured(passes, by_name[name]) for name, passes in meter.passes.items()}
-    busy = sum(one.waited + one.computed for passes in meter.passes.values() for one in passes.done)
-    return Figures(measured, max(meter.seconds - busy, 0.0), meter.room)
+    by_name = {component.name: component for component in pipeline.components}
+    fetched = meter.fetched()
+    measured = {name: _measured(one, by_name[name], fetched.get(name, Sum())) for name, one in meter.passes.items()}
+    shared = sum(passes.seconds for passes in meter.passes.values()) + sum(one.once for one in measured.values())
+    return Figures(measured, max(meter.seconds - shared, 0.0), meter.room)
 
 
-def _measured(passes: Passes, component: Component) -> Measured:
+def _measured(passes: Passes, component: Component, fetched: Sum) -> Measured:
     """What is gathered hides behind computing where both are queued; on the CPU one comes after the other."""
-    hides = passes.hides or component.placement.devices != "cpu"
-    return Measured(len(passes.done), passes.compute, passes.transfer, hides)
+    number, offloader = len(passes.done), offload.offloader_of(component.module)
+    if offloader is None:
+        return Measured(number, passes.own, passes.waited, component.placement.devices != "cpu")
+    a_pass = sum(offloader.store.packings[name].num_bytes for name in offloader.moving_blocks)
+    transfer = fetched.seconds * a_pass / max(fetched.num_bytes, 1)
+    return Measured(number, passes.own, transfer, True, max(fetched.seconds - number * transfer, 0.0))

@@ -111,7 +111,7 @@ class Arms:
     def _auto(self) -> list[torch.Tensor]:
         """As a job does: one that is measured, then waves of the same size."""
         began = time.perf_counter()
-        meter = Meter(self._moved.components, self.world.device)
+        meter = Meter(self._moved.components, self.world.device, self._moved.recorder)
         made = self._together(self.requests[:1], 1, meter)
         figures = [one for one in self.world.gather(figures_of(meter, self._moved)) if one is not None]
         left = len(self.requests) - 1

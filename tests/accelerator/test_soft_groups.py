@@ -82,7 +82,7 @@ def test_each_further_request_takes_what_its_paused_calls_hold(world: World, fam
     pipeline = opened(world, path, "placement.transformer.rest=host")
     with measured(pipeline) as sizes:
         peak_of(pipeline, family, 1)  # what is set up once, and what is learned of the calls
-    meter = Meter(pipeline.components, world.device)
+    meter = Meter(pipeline.components, world.device, pipeline.recorder)
     alone, three, five = peak_of(pipeline, family, 1, meter), *(peak_of(pipeline, family, number) for number in (3, 5))
     calls = ROUND[family]
     copies = calls * sizes.inputs if calls > 1 else 0

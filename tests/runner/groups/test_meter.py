@@ -1,0 +1,129 @@
+"""What the weights take to come up is measured as it is, whatever computes meanwhile, behind which it goes on.
+
+A reader that is slowed to a bandwidth says how long that has to be: bytes / bandwidth, and, where the machine is busy
+and lets it sleep for longer, what its own clock says.
+"""
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import offload
+from offload.offloaded import Offloaded
+from runner.config import load_config
+from runner.groups.meter import Meter
+from runner.job.group_size import Figures, choose, figures_of
+from runner.pipeline.open import open_pipeline
+from runner.pipeline.pipeline import Pipeline
+from runner.world import World
+from tests import tiny
+from tests.distributed.placed import request_of
+
+STEPS = 3
+Spent = dict[tuple[int, str], list[float]]  # seconds of each read, by store and unit
+
+
+def opened(root: Path, *names: str) -> Pipeline:
+    """With these components on disk."""
+    words = [f"placement.{name}.rest=disk" for name in names]
+    config = load_config(None, [f"model.path={tiny.build('flux', root)}", *words])
+    return open_pipeline(config, World(0, 1, torch.device("cpu")))
+
+
+def bytes_of(offloader: Offloaded) -> dict[str, int]:
+    """That come up in a pass, by block."""
+    return {name: offloader.store.packings[name].num_bytes for name in offloader.moving_blocks}
+
+
+@contextmanager
+def slowed(bandwidth: float) -> Iterator[Spent]:
+    """Bytes a second; what each read took."""
+    read, spent = offload.DiskStore.read, defaultdict(list)
+
+    def slowly(self: Any, unit: str, out: torch.Tensor, *where: Any) -> None:
+        start = time.perf_counter()
+        read(self, unit, out, *where)
+        time.sleep(max(0.0, out.numel() / bandwidth - (time.perf_counter() - start)))
+        spent[id(self), unit].append(time.perf_counter() - start)
+
+    offload.DiskStore.read = slowly  # type: ignore[method-assign]
+    try:
+        yield spent
+    finally:
+        offload.DiskStore.read = read  # type: ignore[method-assign]
+
+
+def slow(module: nn.Module, seconds: float) -> None:
+    """Each call of it; after it, so that the time of a pipeline's component is that of the pipeline's own code."""
+
+    def hook(*_: Any) -> None:
+        time.sleep(seconds)
+
+    hook.__module__ = "offload"  # calls with a stranger's hooks inside are not interrupted
+    module.register_forward_hook(hook)
+
+
+def measured(pipeline: Pipeline) -> Figures:
+    meter = Meter(pipeline.components, pipeline.world.device, pipeline.recorder)
+    request = request_of("flux", 0, num_inference_steps=STEPS)
+    pipeline.make_together([request], [None], lambda index, outcome, seconds: outcome() and None, meter=meter)
+    figures = figures_of(meter, pipeline)
+    assert figures is not None
+    return figures
+
+
+def expect_transfer(transfer: float, offloader: Offloaded, bandwidth: float, spent: Spent) -> None:
+    sizes = bytes_of(offloader)
+    known = sum(sizes.values()) / bandwidth
+    by_the_reader = sum(statistics.mean(spent[id(offloader.store), name]) for name in sizes)
+    assert 0.99 * known <= transfer <= 1.15 * by_the_reader, f"{known=} {by_the_reader=}"
+
+
+@pytest.mark.parametrize(
+    ("a_block", "a_step", "a_pass"),
+    [(0.0, 0.0, 0.3), (0.0, 0.1, 0.3), (0.04, 0.0, 0.1)],
+    ids=["nothing else takes long", "the pipeline's own code", "computing takes longer"],
+)
+def test_of_a_denoiser(tiny_root: Path, a_block: float, a_step: float, a_pass: float) -> None:
+    """Blocks compute for so long, and the pipeline's own code after each call; the weights take `a_pass`."""
+    pipeline = opened(tiny_root, "transformer")
+    transformer = pipeline.stock.transformer
+    offloader = offload.offloader_of(transformer)
+    assert offloader is not None and len(offloader.moving_blocks) == 6
+    for block in offloader.moving_blocks.values():
+        slow(block, a_block)
+    slow(transformer, a_step)
+    bandwidth = sum(bytes_of(offloader).values()) / a_pass
+    with slowed(bandwidth) as spent:
+        figures = measured(pipeline)
+    one = figures.components["transformer"]
+    expect_transfer(one.transfer, offloader, bandwidth, spent)
+    assert one.passes == STEPS and one.compute >= 6 * a_block + a_step
+    if 6 * a_block > a_pass:
+        assert one.compute > one.transfer, "hidden"
+    else:
+        assert choose([figures], 100).number > 1, figures
+
+
+def test_of_text_encoders_that_run_once(tiny_root: Path) -> None:
+    pipeline = opened(tiny_root, "text_encoder", "text_encoder_2")
+    movers = {name: offload.offloader_of(getattr(pipeline.stock, name)) for name in ("text_encoder", "text_encoder_2")}
+    bandwidth = sum(sum(bytes_of(one).values()) for one in movers.values() if one is not None) / 0.4
+    with slowed(bandwidth) as spent:
+        figures = measured(pipeline)
+    for name, offloader in movers.items():
+        assert offloader is not None and offloader.moving_blocks
+        one = figures.components[name]
+        assert one.passes == 1
+        expect_transfer(one.transfer, offloader, bandwidth, spent)
+        outside = offloader.num_bytes - sum(bytes_of(offloader).values())
+        assert one.once >= 0.9 * outside / bandwidth, "what is outside the blocks comes up once for all requests too"
+    assert choose([figures], 100).number > 1, figures
