@@ -4,7 +4,6 @@ A reader that is slowed to a bandwidth says how long that has to be: bytes / ban
 and lets it sleep for longer, what its own clock says.
 """
 
-import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -81,9 +80,11 @@ def measured(pipeline: Pipeline) -> Figures:
 
 
 def expect_transfer(transfer: float, offloader: Offloaded, bandwidth: float, spent: Spent) -> None:
-    sizes = bytes_of(offloader)
-    known = sum(sizes.values()) / bandwidth
-    by_the_reader = sum(statistics.mean(spent[id(offloader.store), name]) for name in sizes)
+    store, a_pass = offloader.store, sum(bytes_of(offloader).values())
+    known = a_pass / bandwidth
+    reads = {unit: seconds for (of, unit), seconds in spent.items() if of == id(store)}
+    num_bytes = sum(len(seconds) * store.packings[unit].num_bytes for unit, seconds in reads.items())
+    by_the_reader = sum(map(sum, reads.values())) * a_pass / num_bytes
     assert 0.99 * known <= transfer <= 1.15 * by_the_reader, f"{known=} {by_the_reader=}"
 
 
