@@ -11,6 +11,7 @@ from runner.plan.work import Work, Workload
 from runner.team import divides
 
 GROUPS = (1, 2, 4, 8, 16)  # how many requests are made together
+_AGAIN = 5  # ways that are searched twice
 
 
 @dataclass(frozen=True)
@@ -46,18 +47,31 @@ def ways(
     latency: bool,
 ) -> list[Way]:
     """All that fit, one for each mesh and group, the best first. `separate`: how many calls of a step are made
-    one by one; `contexts`: how many ranks may share out a denoiser's tokens."""
-    found = []
-    for guidance, shares in _teams(workload, machine.ranks, separate, contexts):
-        shared = shared_out(model, workload, guidance, shares)
-        for shard in _shards(machine, guidance * shares):
-            for group in (1,) if latency else GROUPS:
-                placed = search(model, shared, machine, rates, shard=shard, group=group)
-                if placed:
-                    found.append(_way(placed[0], machine, rates, shard, group, guidance, shares))
-    if latency:
-        return sorted(found, key=lambda way: (float(f"{way.latency:.3g}"), len(way.words())))
-    return sorted(found, key=lambda way: (-float(f"{way.throughput:.3g}"), len(way.words())))
+    one by one; `contexts`: how many ranks may share out a denoiser's tokens.
+
+    There are tens of meshes and groups: each is searched roughly, and the best of them again."""
+
+    def way(shard: int, group: int, guidance: int, context: int, *, roughly: bool) -> Iterator[Way]:
+        shared = shared_out(model, workload, guidance, context)
+        placed = search(model, shared, machine, rates, shard=shard, group=group, roughly=roughly)
+        if placed:
+            yield _way(placed[0], machine, rates, shard, group, guidance, context)
+
+    def rank(way: Way) -> tuple[float, int]:
+        return (float(f"{way.latency if latency else -way.throughput:.3g}"), len(way.words()))
+
+    rough = [
+        found
+        for guidance, context in _teams(workload, machine.ranks, separate, contexts)
+        for shard in _shards(machine, guidance * context)
+        for group in ((1,) if latency else GROUPS)
+        for found in way(shard, group, guidance, context, roughly=True)
+    ]
+    rough.sort(key=rank)
+    again = [
+        found for one in rough[:_AGAIN] for found in way(one.shard, one.group, one.guidance, one.context, roughly=False)
+    ]
+    return sorted([*again, *rough[_AGAIN:]], key=rank)
 
 
 def _teams(workload: Workload, ranks: int, separate: int, contexts: Sequence[int]) -> Iterator[tuple[int, int]]:

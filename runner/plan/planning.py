@@ -7,7 +7,7 @@ from runner.config import RunConfig
 from runner.plan.machine import Machine, Rates
 from runner.plan.model import Model, parts_of, placements_of, shard_of
 from runner.plan.needs import Needs, Part, needs, shortages
-from runner.plan.search import Found, nearest, search
+from runner.plan.search import Found, search
 from runner.plan.seconds import group_for
 from runner.plan.work import Workload
 
@@ -74,6 +74,6 @@ def planned(model: Model, config: RunConfig, workload: Workload, machine: Machin
     short = tuple(shortages(needed, machine))
     near = None
     if short:
-        found = search(model, workload, machine, rates, shard=shard, group=group, now=placements, key=nearest)
+        found = search(model, workload, machine, rates, shard=shard, group=group, now=placements, by_change=True)
         near = found[0] if found else None
     return Plan(model, workload, machine, rates, parts, group, needed, short, near)

@@ -10,7 +10,6 @@ first decoder stays fake, since pictures and clips are large.
 
 import copy
 import functools
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,16 +25,14 @@ from runner.components.component import METHODS
 from runner.components.directory import Directory
 from runner.components.whole import from_pretrained
 from runner.pipeline.open import on_device
+from runner.plan.fakes import ZEROS, FakeTracker, NoFills
 from runner.plan.model import Model
-from runner.plan.tracker import Tracker
 from runner.plan.work import Work, Workload, assumed
 from weights.overrides import Overrides
 from weights.tied import find_weights
 
 _SMALL = 4096  # elements of a tensor of numbers that code may look into
-_LARGE = 2**20  # elements of what is fake in any case: a mask of all tokens by all tokens would take gigabytes
 _CPU = torch.device("cpu")
-_ZEROS = "_was_zeros"
 # Arguments that a call can be told by; one with others (an object that keeps keys and values) is made each time.
 _PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
 
@@ -72,14 +69,14 @@ def _rehearsed(model: Model, directory: Directory, arguments: Mapping[str, Any],
     stock = on_device(directory.pipeline, _CPU)(**directory.settings, **given, **model.modules)
     stock.set_progress_bar_config(disable=True)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    tracker = _Tracker(weight for module in model.modules.values() for weight in _made_fake(module, fake))
+    tracker = FakeTracker(weight for module in model.modules.values() for weight in _made_fake(module, fake))
     stage_of = {sizes.name: sizes.stage for sizes in model.sizes}
     rehearsal = _Rehearsal(tracker, fake, {name: _Calls() for name in model.modules})
     if hasattr(stock, "scheduler"):
         rehearsal.notice_steps(stock.scheduler)
     with torch.inference_mode(False), torch.no_grad(), rehearsal.installed(model.modules, stage_of):
         try:
-            with tracker:
+            with tracker, NoFills():
                 stock(**arguments, generator=torch.Generator("cpu").manual_seed(0), output_type="pt")
         except Exception:
             if not rehearsal.decoding:  # else what follows is the pipeline's own work on pictures, which are fake
@@ -103,45 +100,9 @@ def _made_fake(module: nn.Module, fake: FakeTensorMode) -> Iterator[torch.Tensor
             yield stand_in
 
 
-class _Tracker(Tracker):
-    """Answers, of what is fake, what is known all the same: whether an input is zeros, and how many elements a real
-    mask chooses. While `fake` is there, a component runs."""
-
-    fake: FakeTensorMode | None = None
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.eq.Scalar and vars(args[0]).get(_ZEROS):
-            return torch.full(args[0].shape, args[1] == 0)
-        if func is torch.ops.aten.index.Tensor:
-            args = (args[0], [place for index in args[1] for place in _places(index)])
-        elif self.fake is not None and _is_large(func, args):
-            args, kwargs = tree_map(self._faked, (args, kwargs or {}))
-        return super().__torch_dispatch__(func, types, args, kwargs)
-
-    def _faked(self, value: Any) -> Any:
-        is_real = isinstance(value, torch.Tensor) and not isinstance(value, FakeTensor)
-        return self.fake.from_tensor(value) if is_real and self.fake is not None else value
-
-
-def _is_large(func: Any, args: Any) -> bool:
-    """Whether real tensors alone would make a large one: a mask of all tokens by all tokens."""
-    tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
-    if any(isinstance(tensor, FakeTensor) for tensor in tensors):
-        return False
-    if torch.Tag.pointwise not in func.tags:
-        return any(tensor.numel() > _LARGE for tensor in tensors)
-    return bool(tensors) and math.prod(torch.broadcast_shapes(*(tensor.shape for tensor in tensors))) > _LARGE
-
-
-def _places(index: Any) -> list[Any]:
-    """What a mask chooses, along each of its dims."""
-    is_mask = isinstance(index, torch.Tensor) and not isinstance(index, FakeTensor) and index.dtype is torch.bool
-    return list(index.nonzero(as_tuple=True)) if is_mask else [index]
-
-
 @dataclass
 class _Rehearsal:
-    tracker: _Tracker
+    tracker: FakeTracker
     fake: FakeTensorMode
     calls: dict[str, _Calls]
     decoding: bool = False
@@ -266,7 +227,7 @@ class _Rehearsal:
         if value.numel() <= _SMALL or not (value.is_floating_point() or value.is_complex()):
             return value
         stand_in = self.fake.from_tensor(value)
-        vars(stand_in)[_ZEROS] = not value.any()
+        vars(stand_in)[ZEROS] = not value.any()
         return stand_in
 
 

@@ -1,22 +1,21 @@
-"""The placements of all components together that serve best within the memory.
+"""The placements of all components together that serve best within the memory; how, is told in front.py."""
 
-[Note: fronts] Each component has some tens of placements, and their product is beyond counting. But the components meet
-only in sums (what rests on the device and on the host, the seconds) and in one maximum (the stage that takes most). So
-they are laid together one after the other, and of each lot only those stay that no other one beats in every respect.
-"""
-
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
+import numpy as np
+
 from runner.config import PlacementConfig, Rest, Share
+from runner.plan.front import CHANGED, SECONDS, Limits, Lots, closed, empty, joined, least, unbeaten
 from runner.plan.machine import Machine, Rates
 from runner.plan.model import Model, part_of
 from runner.plan.needs import Part, needs, shortages
 from runner.plan.seconds import request_seconds
+from runner.plan.sizes import Sizes
 from runner.plan.work import Workload
 
-_MOST = 300  # of a front; more differ by little
+_FEW, _MOST = 30, 300  # lots of a front: to find a good one, and in the end
 _GRID = 12  # numbers of resident blocks that are tried
 
 
@@ -42,65 +41,14 @@ def words_of(name: str, placement: PlacementConfig) -> Iterator[str]:
             yield f"placement.{name}.{key}={str(shown).lower() if isinstance(shown, bool) else shown}"
 
 
-@dataclass(frozen=True)
-class _Lot:
-    """Some components, placed. Bytes of a rank: `rest`; `extra` in the stage that takes most so far; in the one that is
-    being put together, `up` while it runs and `call` in a call. `host`: of a node."""
-
-    parts: tuple[Part, ...] = ()
-    rest: int = 0
-    extra: int = 0
-    up: int = 0
-    call: int = 0
-    host: int = 0
-    seconds: float = 0.0
-    changed: int = 0
-
-    def beats(self, other: "_Lot") -> bool:
-        return (
-            self.rest <= other.rest
-            and self.extra <= other.extra
-            and self.up <= other.up
-            and self.call <= other.call
-            and self.host <= other.host
-            and self.seconds <= other.seconds
-            and self.changed <= other.changed
-        )
-
-    def joined(self, one: "_Lot") -> "_Lot":
-        """With a component more, in the same stage: what they bring up adds up, their calls come one after another."""
-        return _Lot(
-            self.parts + one.parts,
-            self.rest + one.rest,
-            self.extra,
-            self.up + one.up,
-            max(self.call, one.call),
-            self.host + one.host,
-            self.seconds + one.seconds,
-            self.changed + one.changed,
-        )
-
-    def closed(self) -> "_Lot":
-        """The stage ends."""
-        return replace(self, extra=max(self.extra, self.up + self.call), up=0, call=0)
-
-    @property
-    def device(self) -> int:
-        return self.rest + max(self.extra, self.up + self.call)
-
-
-Key = Callable[[_Lot], tuple[float, ...]]
-
-
-def nearest(lot: _Lot) -> tuple[float, ...]:
+def nearest(found: Found) -> tuple[float, ...]:
     """The fewest components placed otherwise, then the quickest."""
-    return (lot.changed, *quickest(lot))
+    return (found.changed, *quickest(found))
 
 
-def quickest(lot: _Lot) -> tuple[float, ...]:
+def quickest(found: Found) -> tuple[float, ...]:
     """Of those that are as good as alike, the one that has the fewest words."""
-    words = sum(1 for part in lot.parts for _ in words_of(part.name, part.placement))
-    return (float(f"{lot.seconds:.2g}"), words, lot.seconds)
+    return (float(f"{found.seconds:.2g}"), len(found.words()), found.seconds)
 
 
 def search(
@@ -112,24 +60,45 @@ def search(
     shard: int,
     group: int = 1,
     now: Mapping[str, PlacementConfig] | None = None,
-    key: Key = quickest,
+    by_change: bool = False,
     fixed: Iterable[str] = (),
+    roughly: bool = False,
 ) -> list[Found]:
     """Those that fit, the best first; none where nothing does. `now`: how the components are placed, which counts as no
-    change; `fixed`: those that have to stay so."""
+    change; `by_change`: few changes come before seconds; `fixed`: those that have to stay so; `roughly`: a
+    good one is enough."""
     now, fixed = now or {}, set(fixed)
+
+    def ones(sizes: Sizes) -> Lots:
+        kinds = [] if sizes.name in fixed else list(options(sizes.name, len(sizes.blocks), model, shard))
+        kinds += [now[sizes.name]] if sizes.name in now else []
+        parts = [part_of(sizes, kind, workload, shard) for kind in kinds]
+        rows = np.array([_row(part, now, machine, rates, group) for part in parts])
+        return Lots(rows, [(part,) for part in parts]).chosen(unbeaten(rows))
+
+    stages = [[ones(sizes) for sizes in stage] for _, stage in groupby(model.sizes, key=lambda sizes: sizes.stage)]
     turns = (group - 1) * max((workload.of(sizes.name).held for sizes in model.sizes), default=0)
-    front = [_Lot()]
-    for _, stage in groupby(model.sizes, key=lambda sizes: sizes.stage):
-        for sizes in stage:
-            kinds = [] if sizes.name in fixed else list(options(sizes.name, len(sizes.blocks), model, shard))
-            kinds += [now[sizes.name]] if sizes.name in now else []
-            parts = [part_of(sizes, kind, workload, shard) for kind in kinds]
-            ones = [_lot(part, now, machine, rates, group) for part in parts]
-            front = _pruned((lot.joined(one) for lot in front for one in ones), machine, turns)
-        front = [lot.closed() for lot in front]
-    complete = [lot for lot in front if not shortages(needs(lot.parts, machine, group), machine)]
-    return [Found(lot.parts, lot.seconds, lot.changed) for lot in sorted(complete, key=key)]
+    found: list[Found] = []
+    for most in (_FEW, _MOST):
+        best = (found[0].changed, found[0].seconds) if found else None
+        found += _laid(stages, Limits(machine, turns, most, by_change, best), group)
+        found.sort(key=nearest if by_change else quickest)
+        if roughly and found:
+            break
+    return found
+
+
+def _laid(stages: Sequence[Sequence[Lots]], limits: Limits, group: int) -> list[Found]:
+    lots, left = empty(), least(stages)
+    for stage, after in zip(stages, left, strict=True):
+        for ones, rest in zip(stage, after, strict=True):
+            lots = joined(lots, ones, rest, limits)
+        lots = closed(lots, after[-1])
+    return [
+        Found(parts, float(row[SECONDS]), int(row[CHANGED]))
+        for row, parts in zip(lots.rows, lots.parts, strict=True)
+        if not shortages(needs(parts, limits.machine, group), limits.machine)
+    ]
 
 
 def options(name: str, num_blocks: int, model: Model, shard: int) -> Iterator[PlacementConfig]:
@@ -153,31 +122,10 @@ def options(name: str, num_blocks: int, model: Model, shard: int) -> Iterator[Pl
             yield PlacementConfig(share=Share.shard, rest=Rest.disk)
 
 
-def _lot(part: Part, now: Mapping[str, PlacementConfig], machine: Machine, rates: Rates, group: int) -> _Lot:
+def _row(part: Part, now: Mapping[str, PlacementConfig], machine: Machine, rates: Rates, group: int) -> list[float]:
+    """In the order of a lot's columns."""
     placed = part.placed
-    return _Lot(
-        (part,),
-        rest=placed.at_rest,
-        up=placed.in_stage,
-        call=placed.gathered + part.work.activations,
-        host=placed.shared + machine.gpus * placed.slices,
-        seconds=request_seconds([part], rates, machine, group),
-        changed=int(now.get(part.name, part.placement) != part.placement),
-    )
-
-
-def _pruned(lots: Iterable[_Lot], machine: Machine, turns: int) -> list[_Lot]:
-    """Those that fit so far, and that no other one beats; see [Note: fronts]."""
-    own = machine.gpus * (machine.staging + machine.process)
-    front: list[_Lot] = []
-    for lot in sorted(lots, key=lambda lot: (lot.seconds, lot.device, lot.host, lot.changed)):
-        device = lot.device + turns + machine.reserved
-        host = lot.host + own + (machine.gpus * device if machine.is_host else 0)
-        fits = host <= machine.host_memory and (machine.is_host or device <= machine.device_memory)
-        if fits and not any(other.beats(lot) for other in front):
-            front.append(lot)
-    if len(front) <= _MOST:
-        return front
-    by_memory = sorted(front, key=lambda lot: lot.device)
-    every = [by_memory[i * (len(by_memory) - 1) // (_MOST - 1)] for i in range(_MOST)]
-    return list({id(lot): lot for lot in (front[0], *every)}.values())
+    call = placed.gathered + part.work.activations
+    host = placed.shared + machine.gpus * placed.slices
+    changed = now.get(part.name, part.placement) != part.placement
+    return [placed.at_rest, 0, placed.in_stage, call, host, request_seconds([part], rates, machine, group), changed]

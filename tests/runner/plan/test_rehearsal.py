@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from runner.components.component import METHODS, components_of
 from runner.components.directory import directory_of
 from runner.config import load_config
+from runner.plan.fakes import FakeTracker, NoFills
 from runner.plan.model import model_of
 from runner.plan.rehearsal import rehearse
 from runner.plan.work import Workload
@@ -93,3 +95,16 @@ def test_what_cannot_be_rehearsed_is_said(tiny_root: Path) -> None:
     workload = rehearse(model_of(directory, config), directory, {"num_inference_steps": 7, "height": "x"}, {})
     assert workload.unknown is not None and "Error" in workload.unknown
     assert workload.of("transformer").calls == 7
+
+
+def test_a_large_mask_is_counted_and_never_made() -> None:
+    """As HunyuanVideo 1.5 makes it, row by row; what is small stays real, and is written to."""
+    tracker = FakeTracker()
+    tracker.fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with tracker, NoFills():
+        mask, small = torch.full((2048, 2048), float("-inf")), torch.ones(4, 4)
+        for row in range(4):
+            mask[row, : row + 1] = small[row, : row + 1] = 0
+    assert isinstance(mask, FakeTensor) and tuple(mask.shape) == (2048, 2048)
+    assert tracker.live == mask.nbytes + small.nbytes
+    assert torch.equal(small, torch.ones(4, 4).triu(1))
