@@ -134,7 +134,7 @@ def told(ways: Sequence[Way], *, latency: bool) -> str:
         less = 1 - better / worse if worse else 0.0
         lines += [
             f"runner-up: {' '.join(second.words()) or 'all defaults'}",
-            f"  {_figures(second)}, {less:.0%} worse; {second.why}",
+            f"  {_figures(second)}, {_worse(less)}; {second.why}",
         ]
     if best.context > 1:
         lines.append("mesh.context moves last bits: it is part of the recipe")
@@ -143,3 +143,7 @@ def told(ways: Sequence[Way], *, latency: bool) -> str:
 
 def _figures(way: Way) -> str:
     return f"{way.throughput:,.1f} requests an hour, {way.latency:,.1f} s until the first one is there"
+
+
+def _worse(part: float) -> str:
+    return f"{part:.0%} worse" if part >= 0.005 else "as good, in more words"
