@@ -42,7 +42,7 @@ def test_every_placement_gives_the_stock_pictures(
     stock = tiny.load_stock(path)
     ranks: set[int] = set()
     for name in PLACEMENTS:
-        made = sorted(manifest(tmp_path / name), key=lambda line: line["seed"])
+        made = manifest(tmp_path / name)
         ranks |= {line["rank"] for line in made}
         for seed, (line, prompt) in enumerate(zip(made, family.prompts, strict=True)):
             expected = tiny.call_stock(stock, family, prompt, seed)[0]
