@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests import tiny
+from tests.census.tally import Tally
 from tests.given_world import given_size
 from tests.ranks import Worlds
 
@@ -25,6 +26,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Rank 0 speaks for all."""
+    config.pluginmanager.register(Tally())
     if given_size() is not None and os.environ["RANK"] != "0":
         config.pluginmanager.unregister(name="terminalreporter")
 

@@ -189,8 +189,8 @@ def test_the_options_shown_are_in_each_scripts_help() -> None:
     for launch in SCRIPTS:
         for word in launch.arguments:
             value = re.escape(word.partition("=")[0])
-            # Of the option before it, or a folder: a number, a size, a reader's own word, a path.
-            is_value = re.fullmatch(r"[0-9.]+(GiB)?|[A-Z]+|[\w.-]+(/[\w.-]+)+", word)
+            # Of the option before it, or a folder: a number, a size, a reader's own word, a path, a file.
+            is_value = re.fullmatch(r"[0-9.]+(GiB)?|[A-Z]+|[\w.-]+(/[\w.-]+)+|\w+\.json", word)
             assert is_value or re.search(rf"(?<![\w-]){value}(?![\w-])", helps[launch.target]), where(launch)
 
 
