@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import accelerate
 import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
@@ -19,6 +18,7 @@ from runner.components.reading import reading
 from runner.components.source import Source
 from weights.checkpoint import Checkpoint
 from weights.header import StoredTensor, stored_alike
+from weights.on_meta import parameters_on_meta
 
 
 def skeleton(source: Source, dtype: torch.dtype) -> nn.Module:
@@ -33,7 +33,7 @@ def skeleton(source: Source, dtype: torch.dtype) -> nn.Module:
     try:
         with (
             reading(f"{folder / 'config.json'} does not make a {cls.__name__}"),
-            accelerate.init_empty_weights(include_buffers=False),
+            parameters_on_meta(),
         ):
             if issubclass(cls, PreTrainedModel):
                 config = cls.config_class.from_pretrained(folder, local_files_only=True)

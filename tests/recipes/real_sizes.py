@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-import accelerate
 import diffusers
 import transformers
 from diffusers.pipelines.ltx2 import LTX2TextConnectors
 from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
 from torch import nn
 from transformers import PreTrainedModel
+
+from weights.on_meta import parameters_on_meta
 
 Build = Callable[[], nn.Module]
 
@@ -255,7 +256,7 @@ MODELS: Mapping[str, Mapping[str, Build]] = {
 @cache
 def components(recipe: str) -> Mapping[str, nn.Module]:
     """The components of the model that a recipe (by its name) is for, on meta."""
-    with accelerate.init_empty_weights(include_buffers=False):
+    with parameters_on_meta():
         modules = {name: build() for name, build in MODELS[recipe].items()}
     for module in modules.values():
         if isinstance(module, PreTrainedModel):
