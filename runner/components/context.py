@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from diffusers.hooks.context_parallel import ContextParallelSplitHook
+from diffusers.models import attention_dispatch
 from diffusers.models._modeling_parallel import (
     ContextParallelConfig,
     ContextParallelInput,
@@ -32,6 +33,7 @@ from diffusers.models.attention_processor import Attention, MochiAttention
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from weights.agreement import gather_int
 from weights.observer import Observer
 from weights.overrides import moves_no_weights
 
@@ -47,6 +49,17 @@ def context_of(module: nn.Module) -> "Context | None":
 def has_plan(cls: type) -> bool:
     """Whether diffusers says how to share out the tokens of a model of this class."""
     return getattr(cls, "_cp_plan", None) is not None
+
+
+def gathered_lengths(size: int, group: dist.ProcessGroup) -> list[int]:
+    """Of all ranks. Where a group has gloo alone, diffusers' own asks on the accelerator that torch was built
+    for, there or not."""
+    if dist.get_backend(group) != dist.Backend.GLOO:
+        return gather_size_by_comm(size, group)
+    return gather_int(size, group)
+
+
+attention_dispatch.gather_size_by_comm = gathered_lengths  # by this name its attention looks it up
 
 
 class Context:
@@ -173,7 +186,7 @@ class _Config(ContextParallelConfig):
     def whole_of(self, x: torch.Tensor, dim: int) -> torch.Tensor:
         """The tokens of all ranks. Each sends as many as the one with the most: not every backend takes them uneven."""
         group, size = self._ulysses_mesh.get_group(), self._ulysses_mesh.size()
-        lengths = gather_size_by_comm(x.size(dim), group) if self.ulysses_anything else [x.size(dim)] * size
+        lengths = gathered_lengths(x.size(dim), group) if self.ulysses_anything else [x.size(dim)] * size
         mine = x.new_zeros([*x.shape[:dim], max(lengths), *x.shape[dim + 1 :]])
         mine.narrow(dim, 0, x.size(dim)).copy_(x)
         parts = [torch.empty_like(mine) for _ in lengths]
