@@ -14,7 +14,8 @@ from runner.calls.generation import generate_in_step
 from runner.calls.lockstep import Lockstep
 from runner.calls.steps import Steps
 from runner.calls.turns import this_turn
-from runner.components.component import METHODS, Component, look_ahead
+from runner.components.component import METHODS, Component
+from runner.components.look_ahead import look_ahead
 from runner.components.resolver import Decision, enter
 from runner.progress import Progress
 from runner.trace.interval import Lane
@@ -29,8 +30,8 @@ class Boundaries:
 
     There, every call of a component enters the component's mode, in step with the other ranks. When a call begins
     another stage, and at the end, the weights that the components of the last stage brought up are released; the first
-    blocks of the next stage come up before it begins, where that raises no peak. `module.to`, which some pipelines call
-    in mid-flight, runs in normal mode: weights converted in inference mode would stay inference tensors for ever.
+    blocks of the next stage may come up before it begins (`look_ahead`). `module.to`, which some pipelines call in
+    mid-flight, runs in normal mode: weights converted in inference mode would stay inference tensors for ever.
 
     A call is watched through module hooks, outermost, because FSDP gathers weights in hooks of its own, which must run
     in the component's mode too. Methods are wrapped on the instance.
@@ -49,7 +50,8 @@ class Boundaries:
         self.decisions = decisions
         self._recorder, self._steps = recorder or Recorder(), steps
         self._device_type, self._lockstep, self._progress = device_type, lockstep, progress
-        self._ahead = look_ahead(components)
+        ahead = look_ahead([component.moves for component in components])
+        self._ahead = {components[last].name: components[first] for last, first in ahead.items()}
         self._together = {component.name for component in components if component.is_called_together}
         self._overrides = Overrides()
         self._handles: list[Any] = []

@@ -1,8 +1,7 @@
 """A component of a pipeline: what it is called, the live module, the stage it works in, and how it is placed."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import groupby, pairwise
 from typing import Any
 
 import torch.distributed as dist
@@ -13,6 +12,7 @@ from transformers import PreTrainedModel
 import offload
 import sharding
 from runner.components.context import context_of
+from runner.components.look_ahead import Moves
 from runner.config import Rest, Share
 from weights.agreement import Group, size_of
 from weights.modes import normal_mode
@@ -88,10 +88,13 @@ class Component:
         return offloader.bytes_on_device if offloader else sharding.bytes_per_rank(self.module)
 
     @property
-    def moving_bytes(self) -> int:
-        """On the device while its stage runs, and not between stages; 0 for what is not offloaded."""
+    def moves(self) -> Moves:
+        """What `look_ahead` goes by."""
         offloader = offload.offloader_of(self.module)
-        return offloader.bytes_bound - offloader.bytes_at_rest if offloader else 0
+        if offloader is None:
+            return Moves(self.stage, 0, None, self.is_sharded)
+        moving = offloader.bytes_bound - offloader.bytes_at_rest
+        return Moves(self.stage, moving, offloader.bytes_of_ring, self.is_sharded)
 
     def prefetch(self) -> None:
         """Start to fetch the blocks that an offloaded component will run first. Returns at once."""
@@ -152,22 +155,3 @@ def in_order(modules: Mapping[str, nn.Module], sequence: str | None) -> list[Com
         stage = "decode" if decoding else "encode" if isinstance(modules[name], PreTrainedModel) else "denoise"
         components.append(Component(name, modules[name], stage))
     return components
-
-
-def look_ahead(components: Sequence[Component]) -> dict[str, Component]:
-    """By the last component of a stage: the offloaded one that the next stage begins with, to come up meanwhile.
-
-    Only where its first blocks, beside all that this stage has on the device, raise no peak: another stage takes as
-    much anyhow. What a sharded component gathers is not known here, so nothing comes up beside one.
-    """
-    stages = [list(group) for _, group in groupby(components, key=lambda component: component.stage)]
-    peak = max((sum(c.moving_bytes for c in stage) for stage in stages), default=0)
-    ahead = {}
-    for stage, (first, *_) in pairwise(stages):
-        offloader = offload.offloader_of(first.module)
-        # A rank whose request fails before the next stage would not take part in reading it.
-        if offloader is None or first.is_sharded or any(component.is_sharded for component in stage):
-            continue
-        if sum(component.moving_bytes for component in stage) + offloader.bytes_of_ring <= peak:
-            ahead[stage[-1].name] = first
-    return ahead

@@ -18,6 +18,7 @@ from runner.reading.values import check_value, shown
 from runner.reading.words import value_of
 
 LARGEST_FILE = 1 << 20  # bytes of a config file
+_WHOLE = ("mesh", "placement")  # sections for which `auto` may stand
 _KIND = {"share": "replicate", "rest": "device"}  # of a placement that does not say
 
 
@@ -38,9 +39,9 @@ def load_config(file: Path | None, words: Sequence[str], over: Sequence[Path] = 
 def _chosen(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """`placement: auto` is short for that of every component, whatever the layers before said of any."""
     for index, layer in enumerate(layers):
-        if layer.get("placement") == "auto":
+        if layer.get("placement") == AUTO:
             before = [{name: section for name, section in one.items() if name != "placement"} for one in layers[:index]]
-            layers = [*before, {**layer, "placement": {"default": {"rest": "auto"}}}, *layers[index + 1 :]]
+            layers = [*before, {**layer, "placement": {"default": {"rest": AUTO}}}, *layers[index + 1 :]]
     return layers
 
 
@@ -72,16 +73,15 @@ def _read_word(word: str) -> dict[str, Any]:
     key, equals, typed = word.partition("=")
     if not equals or not key:
         raise UserError(f"{shown(word)} is not key=value, for example job.seed=7")
-    if (key, typed.strip()) == ("placement", "auto"):
-        return {key: "auto"}
+    if key in _WHOLE and typed.strip() == AUTO:
+        return _checked({key: AUTO})
     section, *names = key.split(".")
     if section == "components" and len(names) == 2 and names[1] not in OWN_KEYS:
         key = f"{section}.{names[0]}.settings.{names[1]}"
     annotation = annotation_of(RunConfig, key)
     if annotation is None:
         refuse_key(key)
-    is_whole_mesh = key == "mesh" and typed.strip() == AUTO
-    layer: Any = AUTO if is_whole_mesh else mapped(value_of(key, typed, annotation), escaped)
+    layer: Any = mapped(value_of(key, typed, annotation), escaped)
     for name in reversed(key.split(".")):
         layer = {name: layer}
     return _checked(layer)

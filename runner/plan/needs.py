@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby, zip_longest
+from itertools import groupby
 
+from runner.components.look_ahead import Moves, look_ahead
 from runner.config import PlacementConfig, Rest, Share
 from runner.plan.machine import Machine, size
 from runner.plan.placed import Placed
@@ -32,9 +33,12 @@ class Part:
         return rest is Rest.disk or (rest is Rest.host and share is Share.replicate)
 
     @property
-    def is_sharded(self) -> bool:
-        """Whether other ranks take part when its weights come up: by FSDP, or each reads a part of the files."""
-        return self.placement.share is Share.shard and (self.shard > 1 or self.placement.rest is not Rest.disk)
+    def moves(self) -> Moves:
+        """What `look_ahead` goes by. Other ranks take part by FSDP, or where each reads a part of the files."""
+        is_sharded = self.placement.share is Share.shard and (self.shard > 1 or self.placement.rest is not Rest.disk)
+        if not self.is_offloaded:
+            return Moves(self.sizes.stage, 0, None, is_sharded)
+        return Moves(self.sizes.stage, self.placed.in_stage, self.placed.ring, is_sharded)
 
 
 @dataclass(frozen=True)
@@ -55,13 +59,13 @@ def needs(parts: Sequence[Part], machine: Machine, group: int = 1) -> Needs:
     at_rest = sum(part.placed.at_rest for part in parts)
     turns = (group - 1) * max((part.work.held for part in parts), default=0)
     by_part = {}
-    stages = [list(found) for _, found in groupby(parts, key=lambda part: part.sizes.stage)]
-    for stage, following in zip_longest(stages, stages[1:]):
+    for _, found in groupby(parts, key=lambda part: part.sizes.stage):
+        stage = list(found)
         up = sum(part.placed.in_stage for part in stage)
         for part in stage:
             by_part[part.name] = at_rest + up + part.placed.gathered + part.work.activations + turns + machine.reserved
-        if following and _comes_up_meanwhile(following[0], stage, stages):
-            by_part[stage[-1].name] += following[0].placed.ring
+    for last, first in look_ahead([part.moves for part in parts]).items():
+        by_part[parts[last].name] += parts[first].placed.ring
     at = max(by_part, key=lambda name: by_part[name], default="")
     device = by_part.get(at, machine.reserved)
     slices = machine.gpus * sum(part.placed.slices for part in parts)
@@ -70,15 +74,6 @@ def needs(parts: Sequence[Part], machine: Machine, group: int = 1) -> Needs:
     host = shared + slices + staging + machine.gpus * machine.process
     page_locked = 0 if machine.is_host else shared + slices + staging
     return Needs(device, at, host + (machine.gpus * device if machine.is_host else 0), page_locked, by_part, turns)
-
-
-def _comes_up_meanwhile(following: Part, stage: Sequence[Part], stages: Sequence[Sequence[Part]]) -> bool:
-    """Whether the first blocks of the next stage are fetched while this one's last component runs: the rule of
-    `look_ahead` in runner/components/component.py."""
-    if any(part.is_sharded for part in (following, *stage)) or not following.is_offloaded:
-        return False
-    moving = [sum(part.placed.in_stage for part in one if part.is_offloaded) for one in stages]
-    return sum(part.placed.in_stage for part in stage if part.is_offloaded) + following.placed.ring <= max(moving)
 
 
 def shortages(needed: Needs, machine: Machine) -> list[str]:

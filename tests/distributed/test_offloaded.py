@@ -108,7 +108,7 @@ def test_the_next_stages_head_comes_up_where_that_raises_no_peak(world: World, p
     offloaders = [offload.offloader_of(c.module) for c in pipeline.components]
     stages = {c.stage: 0 for c in pipeline.components}
     for component in pipeline.components:
-        stages[component.stage] += component.moving_bytes
+        stages[component.stage] += component.moves.moving
     totals: list[int] = []
     for component in pipeline.components:
         for inner in component.module.modules():
