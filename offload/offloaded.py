@@ -68,6 +68,7 @@ class Offloaded:
         self._kept: tuple[UnitWeights, Slot] | None = None
         self._calls = 0  # of entry points, in progress
         self._has_failed = False  # one of them, so that the ring goes with the last
+        self._then: Callable[[], None] | None = None  # for when this stage has asked for all of its weights
         self._edits: UnitEdits = {}
         self._overrides = Overrides()
         self._handles: list[RemovableHandle] = []
@@ -138,6 +139,13 @@ class Offloaded:
                 self._ring = self._make_ring()
                 self._ring.prefetch()
 
+    def when_all_is_asked_for(self, then: Callable[[], None]) -> None:
+        """Call it, once, when the stage that runs or begins next has asked for all the weights that it is expected to
+        need, or when a call ends: what else the engine fetches is not in their way then. Not after the stage's end.
+        """
+        self._then = then
+        self._tell_if_all_is_asked_for()
+
     def begin(self) -> None:
         """Bring up what is outside the blocks, and start on the first blocks. Idempotent; raises StoreError.
 
@@ -156,6 +164,7 @@ class Offloaded:
                 slot.wait(observer)
                 unit.bind(slot)
                 self._outside = slot
+                self._tell_if_all_is_asked_for()
             except BaseException:  # also Ctrl-C: half a stage would hold memory that no end() knows of
                 self._close_ring()
                 unit.unbind()
@@ -164,6 +173,7 @@ class Offloaded:
 
     def end(self) -> None:
         """Put everything down but the resident blocks, after the work that still reads it. Idempotent."""
+        self._then = None
         with normal_mode():
             self._close_ring()
             self._order.stage_ended()
@@ -252,7 +262,9 @@ class Offloaded:
             self._calls += 1
             try:
                 with torch.no_grad():  # autograd would keep hold of buffers that other weights come into
-                    return method(*args, **kwargs)
+                    made = method(*args, **kwargs)
+                self._tell()  # where this stage takes more blocks than the last one, nobody knew when all was asked for
+                return made
             except BaseException:  # also Ctrl-C, which may come between any two steps of the ring: make a new one
                 self._has_failed = True
                 raise
@@ -297,8 +309,18 @@ class Offloaded:
                 unit.unbind()
             if self._ring is not None:
                 self._ring.release(slot)
+        self._tell_if_all_is_asked_for()
         if observer is not None:
             observer.tell("release", unit.name, began, perf_counter())
+
+    def _tell_if_all_is_asked_for(self) -> None:
+        if self._then is not None and self.is_up and (self._ring is None or self._ring.has_asked_for_all):
+            self._tell()
+
+    def _tell(self) -> None:
+        then, self._then = self._then, None
+        if then is not None:
+            then()
 
     def _make_ring(self) -> Ring:
         sizes = self._slot_sizes

@@ -149,6 +149,11 @@ class Ring:
                 vacant.remove(slot)
                 self._fetch(slot, unit)
 
+    @property
+    def has_asked_for_all(self) -> bool:
+        """Whether all that is expected to run before the stage ends is held or on its way."""
+        return {slot.unit for slot in self._slots}.issuperset(self._order.upcoming())
+
     def close(self) -> None:
         """Free the slots, after what is under way in them."""
         while self._slots:

@@ -190,7 +190,7 @@ class Boundaries:
             self._recorder.enter_stage(stage)
         self._up[component.name] = component
         if (following := self._ahead.get(component.name)) is not None:
-            following.prefetch()
+            following.prefetch_after(component)
             self._up[following.name] = following
 
     def _step(self, stage: str) -> int | None:

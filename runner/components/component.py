@@ -96,10 +96,15 @@ class Component:
         moving = offloader.bytes_bound - offloader.bytes_at_rest
         return Moves(self.stage, moving, offloader.bytes_of_ring, self.is_sharded)
 
-    def prefetch(self) -> None:
-        """Start to fetch the blocks that an offloaded component will run first. Returns at once."""
-        if (offloader := offload.offloader_of(self.module)) is not None:
+    def prefetch_after(self, other: "Component") -> None:
+        """Start to fetch the blocks that an offloaded component will run first, as soon as all that the running stage
+        of the other one needs is on its way: one engine fetches for both, one copy after the other. Returns at once."""
+        if (offloader := offload.offloader_of(self.module)) is None:
+            return
+        if (earlier := offload.offloader_of(other.module)) is None:
             offloader.prefetch_head()
+        else:
+            earlier.when_all_is_asked_for(offloader.prefetch_head)
 
     def bring_up(self) -> None:
         """What is outside the blocks, as a call of the component does; a collective where it is sharded."""

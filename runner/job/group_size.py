@@ -68,19 +68,29 @@ class Choice:
 
 
 def choose(ranks: Sequence[Figures], requests: int) -> Choice:
-    """The smallest group whose requests take no longer, within 3 %, than those of the largest one that can be.
+    """The smallest group with which the requests take no longer, within 3 %, than with the best one that can be.
 
-    `requests`: how many each rank has left, at most. The slowest rank decides, since a wave waits for it.
+    `requests`: how many each rank has left, at most; they are made in waves that are as alike as can be (`Waves`). The
+    slowest rank decides, since a wave waits for it.
     """
     rooms = [figures.room for figures in ranks if figures.room is not None]
     largest = max(1, min([LARGEST, requests, *(1 + room for room in rooms)]))
-    expected = {number: max(figures.seconds(number) for figures in ranks) for number in range(1, largest + 1)}
-    best = expected[largest]
+    expected = {n: max(_seconds_in_waves(figures, requests, n) for figures in ranks) for n in range(1, largest + 1)}
+    best = min(expected.values())
     number = next(n for n, seconds in expected.items() if seconds <= best * (1 + ENOUGH))
     reason = f"one by one a request takes {expected[1] / expected[number]:.2f} x as long" if number > 1 else "no gain"
     if rooms and number == largest == 1 + min(rooms):
         reason += "; the memory holds no more"
     return Choice(number, reason, expected, ranks)
+
+
+def _seconds_in_waves(figures: Figures, requests: int, together: int) -> float:
+    """For each of the requests, where at most so many are made together."""
+    requests = max(requests, 1)
+    waves = -(-requests // together)
+    smaller, larger = divmod(requests, waves)  # so many waves have one request more than the others
+    sizes = {smaller + 1: larger, smaller: waves - larger}
+    return sum(waves * size * figures.seconds(size) for size, waves in sizes.items() if waves) / requests
 
 
 class GroupSize:

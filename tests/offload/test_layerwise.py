@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from offload import WeightAway, is_offloaded, offload, offloader_of
+from offload.engines.thread import ThreadEngine
 from offload.placeholder import is_away
 from tests.offload.layerwise_stack import CPU, offloaded_stack, plain_output
 from tests.offload.memory_store import MemoryStore
@@ -149,6 +150,29 @@ def test_begin_prefetch_and_end_in_any_order() -> None:
     offloaded.end()
     assert offloaded.bytes_on_device == offloaded.bytes_at_rest
     assert torch.equal(model(example()), plain_output())
+
+
+@torch.no_grad()
+def test_what_comes_up_ahead_is_read_after_what_the_stage_needs_itself() -> None:
+    """One engine reads for both, one unit after the other; where the end of the stage is not known, after the call."""
+    model, later = Stack(), Stack()
+    store, after, reads = MemoryStore(model, views=False), MemoryStore(later, views=False), []
+    store.reads = after.reads = reads
+    engine = ThreadEngine(CPU)
+    first, second = (offload(m, s, device=CPU, engine=engine) for m, s in ((model, store), (later, after)))
+    own = ["", *(f"blocks.{n}" for n in range(5))]
+    for stage in (1, 2, 3):
+        reads.clear()
+        first.when_all_is_asked_for(second.prefetch_head)
+        assert torch.equal(model(example()), plain_output())
+        first.end()
+        first.when_all_is_asked_for(second.prefetch_head)
+        first.end()  # a stage without a call: nothing is told
+        again = ["blocks.0", "blocks.1"] if stage == 1 else []  # the next pass, which did not come
+        assert [*own, *again, "blocks.0", "blocks.1"] == reads
+        assert torch.equal(later(example()), plain_output())
+        second.end()
+    engine.close()
 
 
 def test_a_block_alone_can_be_called() -> None:
