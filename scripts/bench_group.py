@@ -9,8 +9,8 @@ of all arms are compared bit for bit before anything is timed.
 Arms:
   resident        all weights in memory, one picture after the other
   N = 1, 2, ...   text encoder and DiT where the case has them, N pictures together (1: as without groups)
-  auto            the size that job.group=auto chooses from one measured picture, which is in its seconds
-  auto, once measured   the same without that picture: what it comes to in a long job
+  auto            as job.group=auto does: one picture is measured, then groups until they are large enough
+  auto, once measured   groups of the size that it would choose for all of them: what it comes to in a long job
   diffusers       enable_group_offload(offload_to_disk_path=...), groups of one block; only with the disk as it is
   accelerate      disk_offload; only with the disk as it is
 
@@ -37,7 +37,7 @@ import diffusers
 import numpy as np
 import torch
 from bench import page_cache
-from bench.group_arms import AUTO, FRESH, MEASURED, PEERS, RESIDENT, Arms, paced
+from bench.group_arms import FRESH, PEERS, RESIDENT, Arms, paced
 from bench.group_cases import CASES, Case, quick
 from bench.grown import write_grown
 from bench.ratios import note
@@ -117,7 +117,7 @@ def _measure(arms: Arms) -> dict[str, list[float]]:
         same = all(torch.equal(one, other) for one, other in zip(arm(), expected, strict=True))
         if not all(world.gather(same)) and name not in PEERS:
             raise SystemExit(f"{name} gives other bits than resident weights; not timed")
-    seconds: dict[str, list[float]] = {name: [] for name in (*arms.arms, MEASURED)}
+    seconds: dict[str, list[float]] = {name: [] for name in arms.arms}
     for round_number in range(case.rounds):
         order = list(arms.arms)
         random.Random(round_number).shuffle(order)
@@ -129,8 +129,6 @@ def _measure(arms: Arms) -> dict[str, list[float]]:
             arms.arms[name]()
             took = max(world.gather(time.perf_counter() - start))
             seconds[name].append(took / case.pictures)
-            if name == AUTO:
-                seconds[MEASURED].append((took - max(world.gather(arms.first))) / (case.pictures - 1))
     return seconds
 
 

@@ -25,6 +25,7 @@ class Pass:
     began: float
     ended: float
     waited: float = 0.0  # seconds, for weights of its blocks
+    measured: float = 0.0  # seconds that measuring took itself
 
     @property
     def seconds(self) -> float:
@@ -33,7 +34,7 @@ class Pass:
     @property
     def own(self) -> float:
         """Seconds that each of its calls takes by itself, however many share it."""
-        return (self.seconds - self.waited) / self.calls
+        return (self.seconds - self.waited - self.measured) / self.calls
 
 
 @dataclass
@@ -71,6 +72,7 @@ class Meter:
         self._components, self._device, self._recorder = components, device, recorder
         self.passes: dict[str, Passes] = {}
         self.seconds = 0.0
+        self.calls = 1  # the most that shared a pass
         self.held = 0  # bytes that a paused call holds, the most that was seen
         self.has_denoised = False  # in calls that were made, not answered by a log
         self._last: Place | None = None
@@ -87,6 +89,7 @@ class Meter:
             began = self._pass.ended if goes_on else perf_counter()
             self._pass = Pass(calls, began, began)
             passes.done.append(self._pass)
+            self.calls = max(self.calls, calls)
 
     def waited(self, seconds: float) -> None:
         self._pass.waited += seconds
@@ -115,8 +118,11 @@ class Meter:
         return sums
 
     def paused(self) -> None:
-        """All calls are paused, and no block is up for them."""
-        self.held = max(self.held, self._beside_weights() - self._base)
+        """All calls are paused, and no block is up for them. On the CPU asking for the memory takes a millisecond."""
+        began = perf_counter()
+        self.held = max(self.held, (self._beside_weights() - self._base) // self._pass.calls)
+        self._pass.measured += (took := perf_counter() - began)
+        self._pass.ended += took
 
     def end(self) -> None:
         self.seconds = perf_counter() - self._began

@@ -37,12 +37,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class Figures:
-    """Of one rank: its components by name, seconds of a request that are none of theirs, and how many further paused
-    calls the memory holds (None where nobody counts it)."""
+    """Of one rank: its components by name, seconds of a request that are none of theirs, how many further paused calls
+    the memory holds (None where nobody counts it), and of how many requests together they were measured."""
 
     components: dict[str, Measured]
     rest: float
     room: int | None
+    calls: int = 1
 
     def seconds(self, number: int) -> float:
         return self.rest + sum(component.seconds(number) for component in self.components.values())
@@ -94,8 +95,14 @@ def _seconds_in_waves(figures: Figures, requests: int, together: int) -> float:
 
 
 class GroupSize:
-    """`together` is how many requests a rank makes together: as asked, or for `auto` chosen when some were made one by
-    one, and measured: until then it `is_open`. All that is the same on all ranks."""
+    """`together` is how many requests a rank makes together: as asked, or for `auto` chosen from a measured one, and
+    chosen again from the groups that follow until they are large enough: so long it `is_open`. All that is the same on
+    all ranks.
+
+    [Note: measured again] A block computes faster for the second call than for the first, whose weights are in no
+    cache yet: what one request takes alone says too much of what each of several takes, and the group would be too
+    small to hide its transfers. In a group of the size that is chosen it is measured as it is.
+    """
 
     def __init__(self, asked: int | str, pipeline: Pipeline) -> None:
         self._pipeline, alone = pipeline, pipeline.why_alone
@@ -105,7 +112,8 @@ class GroupSize:
             say(f"job.group={asked}: requests are made one by one, since {alone}")
         unasked = "none was made" if self.is_open else "no weights move"
         reason = alone or ("as asked" if isinstance(asked, int) else unasked)
-        pipeline.group = Choice(self.together, reason, {}).described()
+        self.choice = Choice(self.together, reason, {})
+        pipeline.group = self.choice.described()
 
     def meter(self) -> Meter | None:
         """To measure the next wave with, where that is still to be done. The same on all ranks."""
@@ -115,9 +123,9 @@ class GroupSize:
     def choose(self, meter: Meter, left: int) -> None:
         """From what each rank has measured, where all that made a request did. Collective; `left`: for each rank."""
         figures = [one for one in self._pipeline.world.gather(figures_of(meter, self._pipeline)) if one is not None]
-        if figures:
-            choice = choose(figures, left)
-            self.together, self.is_open = choice.number, False
+        if figures and left:
+            self.choice = choice = choose(figures, left)
+            self.together, self.is_open = choice.number, choice.number > self.together
             self._pipeline.group = choice.described()
 
 
@@ -129,7 +137,7 @@ def figures_of(meter: Meter, pipeline: Pipeline) -> Figures | None:
     fetched = meter.fetched()
     measured = {name: _measured(one, by_name[name], fetched.get(name, Sum())) for name, one in meter.passes.items()}
     shared = sum(passes.seconds for passes in meter.passes.values()) + sum(one.once for one in measured.values())
-    return Figures(measured, max(meter.seconds - shared, 0.0), meter.room)
+    return Figures(measured, max(meter.seconds - shared, 0.0) / meter.calls, meter.room, meter.calls)
 
 
 def _measured(passes: Passes, component: Component, fetched: Sum) -> Measured:

@@ -15,7 +15,7 @@ import offload
 from bench.group_cases import Case
 from runner.config import load_config
 from runner.groups.meter import Meter
-from runner.job.group_size import Choice, choose, figures_of
+from runner.job.group_size import Choice, GroupSize, choose
 from runner.pipeline.open import open_pipeline
 from runner.pipeline.pipeline import Pipeline
 from runner.request import Request
@@ -27,14 +27,12 @@ PEERS = ("diffusers", "accelerate")
 
 @dataclass
 class Arms:
-    """Each makes all pictures and returns them. `choice` is what `auto` found last; `first` how long its first picture
-    took, which is made alone to be measured."""
+    """Each makes all pictures and returns them. `choice` is what `auto` chose last, in which round."""
 
     case: Case
     world: World
     folder: Path
     choice: Choice | None = None
-    first: float = 0.0
     arms: dict[str, Callable[[], list[torch.Tensor]]] = field(default_factory=dict)
     _pipelines: list[Pipeline] = field(default_factory=list)
 
@@ -56,7 +54,7 @@ class Arms:
         if case.over_fresh is not None:
             fresh = self._opened(*case.placement)
             self.arms[FRESH] = lambda: _one_by_one(fresh, self.requests)
-        self.arms[AUTO] = self._auto
+        self.arms[AUTO], self.arms[MEASURED] = self._auto, self._chosen
         for name in PEERS if case.peers else ():
             self.arms[name] = self._peer(name)
 
@@ -109,16 +107,22 @@ class Arms:
         return [made[index] for index in range(len(requests))]
 
     def _auto(self) -> list[torch.Tensor]:
-        """As a job does: one that is measured, then waves of the same size."""
-        began = time.perf_counter()
-        meter = Meter(self._moved.components, self.world.device, self._moved.recorder)
-        made = self._together(self.requests[:1], 1, meter)
-        figures = [one for one in self.world.gather(figures_of(meter, self._moved)) if one is not None]
-        left = len(self.requests) - 1
-        self.choice = choose(figures, left)
-        self.first = time.perf_counter() - began
-        waves = -(-left // self.choice.number)
-        return made + self._together(self.requests[1:], -(-left // waves))
+        """As a job does: one that is measured, then waves as alike as can be, measured as long as they grow."""
+        size, made = GroupSize("auto", self._moved), []
+        while left := self.requests[len(made) :]:
+            waves = -(-len(left) // size.together)
+            meter = size.meter()
+            made += self._together(left[: -(-len(left) // waves)], size.together, meter)
+            if meter is not None:
+                size.choose(meter, len(self.requests) - len(made))
+                self.choice = size.choice
+        return made
+
+    def _chosen(self) -> list[torch.Tensor]:
+        """In groups of the size that `_auto` would choose for as many requests, had it measured before."""
+        assert self.choice is not None
+        number = choose(self.choice.figures, len(self.requests)).number
+        return self._together(self.requests, -(-len(self.requests) // -(-len(self.requests) // number)))
 
     def _peer(self, name: str) -> Callable[[], list[torch.Tensor]]:
         stock: Any = diffusers.DiffusionPipeline.from_pretrained(self.folder, dtype=torch.float32)

@@ -19,7 +19,7 @@ import offload
 from offload.offloaded import Offloaded
 from runner.config import load_config
 from runner.groups.meter import Meter
-from runner.job.group_size import Figures, choose, figures_of
+from runner.job.group_size import Figures, GroupSize, choose, figures_of
 from runner.pipeline.open import open_pipeline
 from runner.pipeline.pipeline import Pipeline
 from runner.world import World
@@ -112,6 +112,37 @@ def test_of_a_denoiser(tiny_root: Path, a_block: float, a_step: float, a_pass: f
         assert one.compute > one.transfer, "hidden"
     else:
         assert choose([figures], 100).number > 1, figures
+
+
+def test_a_group_is_measured_again_as_long_as_it_grows(tiny_root: Path) -> None:
+    """Where a block's first call takes six times as long as those after it, one request says too much of each."""
+    pipeline = opened(tiny_root, "transformer")
+    offloader = offload.offloader_of(pipeline.stock.transformer)
+    assert offloader is not None
+    last: list[nn.Module] = []
+
+    def hook(block: nn.Module, *_: Any) -> None:
+        time.sleep(0.005 if last == [block] else 0.03)
+        last[:] = [block]
+
+    hook.__module__ = "offload"
+    for block in offloader.moving_blocks.values():
+        block.register_forward_hook(hook)
+    size, sizes, left = GroupSize("auto", pipeline), [], 24
+    with slowed(sum(bytes_of(offloader).values()) / 0.36):
+        while size.is_open:
+            sizes.append(size.together)
+            meter = size.meter()
+            assert meter is not None
+            requests = [request_of("flux", seed, num_inference_steps=STEPS) for seed in range(size.together)]
+            pipeline.make_together(requests, [None] * len(requests), lambda *_: None, meter=meter)
+            left -= len(requests)
+            size.choose(meter, left)
+            assert size.choice.figures[0].calls == len(requests)
+    assert sizes[0] == 1 and len(sizes) > 2 and sizes == sorted(set(sizes)), sizes
+    computes = [0.03 * 6, *((0.03 + 0.005 * (number - 1)) * 6 / number for number in sizes[1:])]
+    told = size.choice.figures[0].components["transformer"].compute
+    assert computes[-1] <= told < 0.8 * computes[0], (computes, told)
 
 
 def test_of_text_encoders_that_run_once(tiny_root: Path) -> None:
