@@ -48,7 +48,7 @@ CASES: dict[str, Case] = {
     "warm": Case("in the page cache", size=64, peers=True, model=LARGE, over_best=AUTO,
                  over_fresh=1.02),
     "cold": Case("cold", cold=True, size=64, peers=True, numbers=(1, 4), rounds=2, model=LARGE, over_best=AUTO),
-    "3x": Case("transfer 3 x compute", slower=3.0, size=64, steps=8, model=LARGE, aims={"N = 4": 1.10}, over_best=AUTO),
+    "3x": Case("transfer 3 x compute", slower=3.0, size=64, steps=8, rounds=2, model=LARGE, aims={"N = 4": 1.10}, over_best=AUTO),
     "0.1": Case("0.1 GB/s", bandwidth=0.1, model=SMALL, rounds=2, over_best=AUTO),
     "0.5": Case("0.5 GB/s", bandwidth=0.5, size=64, rounds=2, model=LARGE, over_best=AUTO),
     "sharded": Case("sharded over two gloo ranks", placement=SHARD, size=64, ranks=2, rounds=2, model=LARGE,
