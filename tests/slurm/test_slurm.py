@@ -1,6 +1,7 @@
 """The batch script on a real Slurm of two nodes: whatever ends a job, it goes on where it was, and leaves nothing."""
 
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -99,6 +100,26 @@ def test_a_job_on_two_nodes(bench: Bench) -> None:
     assert bench.cluster.job(job)["ExitCode"] == "0:0", bench.log()
     bench.check_complete(6)
     assert {line["rank"] for line in bench.lines()} == {0, 1}
+
+
+def test_a_log_that_a_person_can_read_of_a_placement_that_the_plan_chose(bench: Bench) -> None:
+    """How the job stands comes now and then, in whole lines: a bar that moves would fill a log with one long one."""
+    job = bench.submit(*TWO_NODES, pictures=2000, extra=("placement=auto",))
+    bench.wait_for_lines(4)
+    wait_until(lambda: " left | denoise" in bench.log(), 90, bench.log()[-2000:])
+    bench.cluster.run("scancel", job)
+    bench.cluster.wait_for(job, "CANCELLED")
+    log = bench.log()
+    assert "\r" not in log and "\x1b" not in log
+    line = next(line for line in log.splitlines() if " left | denoise" in line)
+    assert re.search(r"\d+ of 2000 made, [\d.]+ a (second|minute|hour), \d+ \w+ left \| denoise \d+/\d+", line), line
+    assert len(line) < 160
+    run = json.loads((bench.output / "run.json").read_text())
+    plan = run["plan"]
+    assert plan["choice"]["ranks"] == 2 and plan["counts"] == "weights and activations", plan
+    assert {one["rest"] for one in plan["choice"]["placement"].values()} == {"device"}, plan
+    assert {line["rank"] for line in bench.lines()} == {0, 1}
+    bench.check_nothing_left()
 
 
 def test_usr1_drains_requeues_and_goes_on_with_nothing_redone(bench: Bench) -> None:
