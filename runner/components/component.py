@@ -1,13 +1,11 @@
 """A component of a pipeline: what it is called, the live module, the stage it works in, and how it is placed."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import PreTrainedModel
 
 import offload
 import sharding
@@ -138,25 +136,3 @@ def _parts(module: nn.Module, is_block: Callable[[nn.Module], bool]) -> Iterator
             if any(True for _ in part.parameters(recurse=False)):
                 yield part
             yield from _parts(part, is_block)
-
-
-def components_of(pipeline: Any) -> list[Component]:
-    """A diffusers pipeline's modules in the order it declares (`model_cpu_offload_seq`), each with its stage.
-
-    What can decode, and all that is declared after it, is the decode stage; before it, models of the transformers
-    library encode the prompt, and the rest (a DiT, a UNet, a ControlNet) denoise.
-    """
-    modules = {name: module for name, module in pipeline.components.items() if isinstance(module, nn.Module)}
-    return in_order(modules, pipeline.model_cpu_offload_seq)
-
-
-def in_order(modules: Mapping[str, nn.Module], sequence: str | None) -> list[Component]:
-    """`components_of` a pipeline that has these modules, and declares them in this order."""
-    declared = [name for name in (sequence or "").split("->") if name in modules]
-    ordered = declared + [name for name in modules if name not in declared]
-    components, decoding = [], False
-    for name in ordered:
-        decoding = decoding or callable(getattr(modules[name], "decode", None))
-        stage = "decode" if decoding else "encode" if isinstance(modules[name], PreTrainedModel) else "denoise"
-        components.append(Component(name, modules[name], stage))
-    return components

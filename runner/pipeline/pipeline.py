@@ -19,11 +19,11 @@ from runner.calls.switches import Switch
 from runner.calls.trial import Compared, Parity, Trial
 from runner.calls.turns import Turn, this_turn
 from runner.calls.witness import Witness
-from runner.components.component import components_of
 from runner.components.context import context_of
 from runner.components.groups import Groups
 from runner.components.load import Loading
 from runner.components.resolver import Decision, ExecutionMode, enter, resolve
+from runner.components.stages import components_of
 from runner.config import Leave, LoraConfig
 from runner.errors import UserError
 from runner.groups.alone import why_alone

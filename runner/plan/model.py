@@ -6,13 +6,14 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from runner.components.changing import set_on
-from runner.components.component import Component, in_order
+from runner.components.component import Component
 from runner.components.directory import Directory
 from runner.components.groups import placement_of
 from runner.components.load import empty
 from runner.components.quantised import only_whole
 from runner.components.skeleton import checkpoint_of
 from runner.components.source import Source
+from runner.components.stages import in_order
 from runner.config import MeshConfig, PlacementConfig, RunConfig, Share
 from runner.errors import UserError
 from runner.plan.needs import Part

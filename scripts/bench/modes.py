@@ -23,8 +23,8 @@ from bench.cases import CASES, LAUNCH_BOUND, Case
 from bench.paired import Arm, Spread, measure, refuse_unequal, report
 from runner.calls.boundary import Boundaries
 from runner.calls.lockstep import Lockstep
-from runner.components.component import components_of
 from runner.components.resolver import ExecutionMode, enter, resolve
+from runner.components.stages import components_of
 from runner.config import Leave
 from runner.progress import Progress
 from runner.world import World

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from diffusers import ModularPipeline
 from torch import nn
 
-from runner.components.component import components_of
 from runner.components.resolver import ExecutionMode, resolve
+from runner.components.stages import components_of
 from runner.config import Format, JobConfig, Leave, load_config
 from runner.health.last_line import LastLine
 from runner.health.stop import StopFile

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from runner.calls.lockstep import Lockstep
 from runner.calls.randomness import set_global_generators
-from runner.components.component import components_of
+from runner.components.stages import components_of
 from runner.rounds.round import Shared
 from runner.rounds.rounds import Rounds
 from tests.census.arms import _in_a_row

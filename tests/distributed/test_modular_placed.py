@@ -9,8 +9,8 @@ import pytest
 from diffusers.utils import load_image
 from PIL import Image
 
-from runner.components.component import components_of
 from runner.components.resolver import resolve
+from runner.components.stages import components_of
 from runner.config import Leave
 from runner.request import Request
 from tests import tiny

@@ -10,8 +10,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from runner.calls.boundary import Boundaries
 from runner.calls.lockstep import Lockstep
-from runner.components.component import components_of
 from runner.components.resolver import ExecutionMode, enter, resolve
+from runner.components.stages import components_of
 from runner.config import Leave
 from runner.progress import Progress
 from runner.trace.recorder import Recorder

@@ -13,10 +13,11 @@ from torch.distributed.tensor import DTensor
 
 import offload
 import sharding
-from runner.components.component import METHODS, Component, components_of
+from runner.components.component import METHODS, Component
 from runner.components.directory import read_directory
 from runner.components.groups import build_groups
 from runner.components.load import empty, load_component
+from runner.components.stages import components_of
 from runner.config import MeshConfig, PlacementConfig, Rest, RunConfig, Share
 from runner.plan.placed import Placed, placed
 from runner.plan.sizes import Sizes, sizes_of

@@ -1,7 +1,7 @@
 """Where ranks compute on the CPU, what a plan says of the process is what the kernel counted at the peak, within 5 %.
 
-The kernel counts what the allocator keeps for later too, and Python's own objects, so the model is one beside which these are
-small.
+The kernel counts what the allocator keeps for later too, and Python's own objects, so the model is one beside which
+these are small.
 """
 
 import ctypes

@@ -10,8 +10,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from runner.components.component import METHODS, components_of
+from runner.components.component import METHODS
 from runner.components.directory import directory_of
+from runner.components.stages import components_of
 from runner.config import load_config
 from runner.plan.fakes import FakeTracker, NoFills
 from runner.plan.model import model_of
