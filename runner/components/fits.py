@@ -5,6 +5,9 @@ from torch import nn
 
 import offload
 import sharding
+from offload.ring import slot_sizes
+from offload.units import BUFFERS, OUTSIDE
+from runner.config import PlacementConfig
 from weights.room import NoRoom, require_room
 
 
@@ -38,10 +41,11 @@ def _require_on_device(num_bytes: int, device: torch.device, what: str, fix: str
 
 
 def _bytes_from_disk(module: nn.Module) -> int:
-    """What the default window takes of a rank: two blocks, and what is outside them."""
+    """What it would take of a rank with the default window: that, and what is outside the blocks."""
     sizes = {unit: sum(t.nbytes for t in tensors.values()) for unit, tensors in offload.plan_units(module).items()}
-    outside = sizes.pop(offload.OUTSIDE)
-    return outside + 2 * max(sizes.values(), default=0)
+    outside = sizes.pop(OUTSIDE) + sizes.pop(BUFFERS, 0)
+    window = PlacementConfig().window
+    return outside + (sum(slot_sizes(list(sizes.values()), int(window))) if sizes else 0)
 
 
 def free_on(device: torch.device) -> int | None:
