@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from bench.benches import Bench
 from bench.ratios import Ratio
 
 ROOT = Path(__file__).resolve().parents[2]
+_PROGRESS = re.compile(r"\d+%\|.*it/s\]")  # what libraries print of their own bars
 
 
 @dataclass
@@ -64,7 +66,7 @@ def run(bench: Bench, most_seconds: float, *, dry: bool = False) -> Found:
         with (Path(temporary) / "printed").open("w+") as printed:
             found.failed = _result(command, file, printed.fileno(), most_seconds)
             printed.seek(0)
-            found.printed = printed.read()
+            found.printed = "".join(line for line in printed if not _PROGRESS.search(line))
         found.seconds, found.ended = time.perf_counter() - began, time.time()
         found.busy = before, psutil.cpu_percent(interval=0.5)
         found.ratios = ratios.read(file)

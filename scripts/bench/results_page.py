@@ -84,7 +84,7 @@ def plot(found: Found, title: str, file: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     ratios = list(reversed(found.ratios))
     figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.34 * len(ratios)), layout="constrained")
@@ -99,8 +99,11 @@ def plot(found: Found, title: str, file: Path) -> None:
     axes.set_yticks(places, [one.label for one in ratios], fontsize=8)
     if all(one.low > 0 for one in ratios):
         axes.set_xscale("log")
-        for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-            axis(lambda value, _: f"{value:g}")
+        least, most = min([1.0, *low]), max([1.0, *high])
+        marks = (1, 2, 5) if most / least > 4 else (1, 1.2, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)  # as many as can be told apart
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=marks))
+        axes.xaxis.set_minor_locator(ticker.NullLocator())
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.tick_params(axis="x", which="both", labelsize=8)
     figure.suptitle(f"{title}\nmedian and 10th to 90th percentile; red: the aim", fontsize=9, x=0.01, ha="left")
     axes.spines[["top", "right"]].set_visible(False)
