@@ -124,7 +124,7 @@ class GroupSize:
         """From what each rank has measured, where all that made a request did. Collective; `left`: for each rank."""
         figures = [one for one in self._pipeline.world.gather(figures_of(meter, self._pipeline)) if one is not None]
         if figures and left:
-            self.choice = choice = choose(figures, left)
+            self.choice = choice = choose(figures, max(left, self.together))  # the last few make it no smaller
             self.together, self.is_open = choice.number, choice.number > self.together
             self._pipeline.group = choice.described()
 

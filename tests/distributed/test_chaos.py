@@ -108,8 +108,9 @@ def run_chaos(faults: list[str], job: list[str], disk: Path, expected: dict[str,
     return rows
 
 
+@pytest.mark.slow
 def test_a_broken_job_is_completed_bit_for_bit(job: list[str], small_disk: Path, expected: dict[str, bytes]) -> None:
-    """One run each of the faults that take the longest way round; all of them in the slow test."""
+    """One run each of the faults that take the longest way round; all of them in the one that is run by hand."""
     faults = ["worker_killed", "disk_full", "torn_line"]
     if not os.path.ismount(small_disk):
         faults.remove("disk_full")

@@ -224,7 +224,11 @@ def test_a_users_mistake_ends_with_one_line_and_exit_code_2(arguments: list[str]
     ("argument", "message"),
     [
         ("model.path=nowhere", "error: model.path: no directory nowhere"),
-        ("mesh.shard=3", "error: mesh.shard=3 x mesh.replicate=all does not make 2 ranks; mesh.shard=2 does"),
+        pytest.param(
+            "mesh.shard=3",
+            "error: mesh.shard=3 x mesh.replicate=all does not make 2 ranks; mesh.shard=2 does",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_mistake_ends_every_rank(tmp_path: Path, argument: str, message: str) -> None:

@@ -50,6 +50,7 @@ def test_a_sharded_model_that_keeps_some_weights_in_fp32_is_made_in_groups(world
     assert all(map(torch.equal, alone, together))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["flux"])
 @on_ranks(4)
 def test_two_sharded_copies_make_groups_of_their_own(world: World, path: Path) -> None:

@@ -286,7 +286,7 @@ def test_who_finds_no_memory_in_a_group_is_made_again_alone(world: World, path: 
 
 
 @on_ranks(1, 2)
-def test_auto_measures_the_first_request_and_makes_the_others_together(world: World, path: Path) -> None:
+def test_auto_measures_the_first_requests_and_makes_the_others_together(world: World, path: Path) -> None:
     """From files that take thirty times as long as the blocks compute."""
     read = offload.DiskStore.read
 
@@ -302,7 +302,8 @@ def test_auto_measures_the_first_request_and_makes_the_others_together(world: Wo
     finally:
         offload.DiskStore.read = read  # type: ignore[method-assign]
     assert len(results) == len(pictures) == 8 * world.size and not any(isinstance(r, Failed) for r in results)
-    assert pipeline.group["chosen"] > 2 and pipeline.group["ranks"][0]["components"]["transformer"]["passes"] == 3
+    group = pipeline.group
+    assert group["chosen"] > 2 and group["ranks"][0]["components"]["transformer"]["passes"] == 3, group
     for (prompt, seed), picture in pictures.items():
         assert np.array_equal(picture, stock_picture(path, str(prompt), seed)), seed
 

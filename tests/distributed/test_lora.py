@@ -21,8 +21,15 @@ CHOICES: list[dict[str, float] | None] = [None, {}, {"ink": 0.5}, None, {"ink": 
 CALL = {"height": 64, "width": 64, "num_inference_steps": 2, "guidance_scale": 3.0, "use_resolution_binning": False}
 
 
-@pytest.mark.parametrize("placement", ["replicate", "shard"])
-@pytest.mark.parametrize("mode", ["merge", "dynamic"])
+@pytest.mark.parametrize(
+    ("mode", "placement"),
+    [
+        ("merge", "replicate"),
+        ("dynamic", "shard"),
+        pytest.param("merge", "shard", marks=pytest.mark.slow),
+        pytest.param("dynamic", "replicate", marks=pytest.mark.slow),
+    ],
+)
 def test_prompts_choose_adapters_on_two_ranks(mode: str, placement: str, emoji: Path, tmp_path: Path) -> None:
     result = generate(
         2,

@@ -64,7 +64,7 @@ def test_a_wave_that_takes_longer_than_the_grace_is_given_up(tmp_path: Path) -> 
     assert process.returncode == 3 and state(output) == "stopped"
 
 
-@pytest.mark.parametrize("asked", ["agent", "rank"])
+@pytest.mark.parametrize("asked", ["agent", pytest.param("rank", marks=pytest.mark.slow)])
 def test_ranks_drain_together_whoever_is_asked(asked: str, tmp_path: Path) -> None:
     output = tmp_path / "out"
     job = Job(output, arguments(output, 500), num_ranks=2)

@@ -23,7 +23,7 @@ def path(tiny_root: Path) -> Path:
 @pytest.mark.parametrize(
     "placement", [[], [SHARDED], ["placement.transformer.rest=disk"]], ids=["whole", "sharded", "from disk"]
 )
-@pytest.mark.parametrize("mode", ["merge", "dynamic"])
+@pytest.mark.parametrize("mode", [pytest.param("merge", marks=pytest.mark.slow), "dynamic"])
 @on_ranks(2)
 def test_a_request_with_an_adapter(world: World, path: Path, mode: str, placement: list[str]) -> None:
     """Chosen anew for each request: full, weaker, none, and full again."""

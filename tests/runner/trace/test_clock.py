@@ -10,7 +10,7 @@ from tests.ranks import World, on_ranks
 from weights.agreement import gather
 
 
-@pytest.mark.parametrize("shift", [1000.0, -3.25])
+@pytest.mark.parametrize("shift", [pytest.param(1000.0, marks=pytest.mark.slow), -3.25])
 @on_ranks(2, 4)
 def test_ranks_whose_clocks_differ_count_from_one_second_0(world: World, shift: float) -> None:
     group = joined(world).control
