@@ -10,6 +10,7 @@ first decoder stays fake, since pictures and clips are large.
 
 import copy
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -59,7 +60,9 @@ def rehearse(model: Model, directory: Directory, call: Mapping[str, Any], prompt
     steps = call.get("num_inference_steps")
     steps = steps if isinstance(steps, int) else 1
     try:
-        return _rehearsed(model, directory, {**prompt, **call}, steps)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of fake tensors nobody need know, and the rest comes with the real call
+            return _rehearsed(model, directory, {**prompt, **call}, steps)
     except Exception as error:  # of any kind: a stranger's code runs on what it was not written for
         return assumed(list(model.sizes), steps, f"{type(error).__name__}: {str(error).splitlines()[0][:200]}")
 
