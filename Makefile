@@ -55,7 +55,7 @@ test-chaos: setup
 gpu-check: setup
 	$(BIN)/python scripts/gpu_check.py
 
-# Forty minutes on two quiet cores: benchmarks/RESULTS.md and its plots. BENCH="--parts first" or --go-on for less.
+# Twenty-two minutes on two quiet cores, forty at most: benchmarks/RESULTS.md and its plots. BENCH="--parts first" or --go-on for less.
 bench: setup
 	$(BIN)/python scripts/bench_all.py $(BENCH)
 

@@ -1,6 +1,6 @@
 """All benchmarks, one after the other in one session, and the table of what they found: benchmarks/RESULTS.md.
 
-  make bench                                        (40 minutes on two quiet cores)
+  make bench                                        (22 minutes on two quiet cores, 40 at most)
   python scripts/bench_all.py --parts first overhead
   python scripts/bench_all.py --go-on               after it was interrupted: what is left of it
   python scripts/bench_all.py --dry                 each as short as it can be, to see whether all of it works
