@@ -3,19 +3,24 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 
-@contextmanager
-def peak_anonymous_memory() -> Iterator[Callable[[], int]]:
+def peak_anonymous_memory() -> AbstractContextManager[Callable[[], int]]:
     """Bytes of anonymous memory at the peak above the start, sampled each millisecond."""
-    start, peak, done = _anonymous_bytes(), 0, threading.Event()
+    return peak_above_start(_anonymous_bytes)
+
+
+@contextmanager
+def peak_above_start(count: Callable[[], int]) -> Iterator[Callable[[], int]]:
+    """The most that `count` gives above what it gives at the start, sampled each millisecond."""
+    start, peak, done = count(), 0, threading.Event()
 
     def sample() -> None:
         nonlocal peak
         while not done.is_set():
-            peak = max(peak, _anonymous_bytes() - start)
+            peak = max(peak, count() - start)
             time.sleep(0.001)
 
     thread = threading.Thread(target=sample)

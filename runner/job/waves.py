@@ -75,7 +75,7 @@ class Waves:
             if kind is None:
                 break
             together = 1 if kind[0].id in self._tried else self.together
-            number = size * _rows(-(-len(kind) // size), len(self._sizes) - place, together)
+            number = size * rows(-(-len(kind) // size), len(self._sizes) - place, together)
             taken.append([kind.popleft() for _ in range(min(number, len(kind)))])
             self._kinds = {key: kind for key, kind in self._kinds.items() if kind}
         return taken
@@ -92,7 +92,7 @@ def _row(requests: Sequence[Request], size: int) -> list[Task]:
     return tasks + [Task(requests[0], is_filler=True)] * (size - len(tasks))
 
 
-def _rows(left: int, groups: int, together: int) -> int:
+def rows(left: int, groups: int, together: int) -> int:
     """How many of the rows that are left the first of so many groups takes: as few waves as can be, all alike. A last
     wave of a single request would bring up all weights for it alone."""
     waves = -(-left // (groups * together))

@@ -16,6 +16,7 @@ from bench.group_cases import Case
 from runner.config import load_config
 from runner.groups.meter import Meter
 from runner.job.group_size import Choice, GroupSize, choose
+from runner.job.waves import rows
 from runner.pipeline.open import open_pipeline
 from runner.pipeline.pipeline import Pipeline
 from runner.request import Request
@@ -110,9 +111,8 @@ class Arms:
         """As a job does: one that is measured, then waves as alike as can be, measured as long as they grow."""
         size, made = GroupSize("auto", self._moved), []
         while left := self.requests[len(made) :]:
-            waves = -(-len(left) // size.together)
             meter = size.meter()
-            made += self._together(left[: -(-len(left) // waves)], size.together, meter)
+            made += self._together(left[: rows(len(left), 1, size.together)], size.together, meter)
             if meter is not None:
                 size.choose(meter, len(self.requests) - len(made))
                 self.choice = size.choice
@@ -122,7 +122,7 @@ class Arms:
         """In groups of the size that `_auto` would choose for as many requests, had it measured before."""
         assert self.choice is not None
         number = choose(self.choice.figures, len(self.requests)).number
-        return self._together(self.requests, -(-len(self.requests) // -(-len(self.requests) // number)))
+        return self._together(self.requests, rows(len(self.requests), 1, number))
 
     def _peer(self, name: str) -> Callable[[], list[torch.Tensor]]:
         stock: Any = diffusers.DiffusionPipeline.from_pretrained(self.folder, dtype=torch.float32)

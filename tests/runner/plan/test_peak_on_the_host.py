@@ -2,10 +2,7 @@
 within 5 %, for a model of 700 MiB. (The kernel counts more: the library keeps what it was given back.)
 """
 
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import gc
 from pathlib import Path
 
 import pytest
@@ -23,6 +20,7 @@ from runner.plan.rehearsal import rehearse
 from runner.run import run
 from runner.world import World
 from scripts.bench.grown import write_grown
+from tests.memory import peak_above_start
 
 JOB = [
     "job.prompt=a fox",
@@ -39,26 +37,6 @@ CASES = {
 CPU = torch.device("cpu")
 
 
-@contextmanager
-def peak_in_use() -> Iterator[Callable[[], int]]:
-    """Bytes above the start, sampled every few milliseconds."""
-    start, peak, done = bytes_in_use(CPU), 0, threading.Event()
-
-    def sample() -> None:
-        nonlocal peak
-        while not done.is_set():
-            peak = max(peak, bytes_in_use(CPU) - start)
-            time.sleep(0.003)
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
-        yield lambda: peak
-    finally:
-        done.set()
-        thread.join()
-
-
 @pytest.fixture(scope="module")
 def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("grown") / "model"
@@ -71,7 +49,8 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_peak_is_as_planned(name: str, grown: Path, tmp_path: Path) -> None:
     words = [*JOB, *CASES[name], f"model.path={grown}", "model.dtype=float32"]
     config = load_config(None, [*words, f"job.output={tmp_path / 'out'}"])
-    with peak_in_use() as peak:
+    gc.collect()  # what an earlier test left would go meanwhile, and the peak seem lower
+    with peak_above_start(lambda: bytes_in_use(CPU)) as peak:
         assert run(config, World(0, 1, CPU)) == ExitCode.DONE
     directory = directory_of(config)
     model = model_of(directory, config)
