@@ -5,11 +5,13 @@ costs seconds. After a failure it is thrown away: its ranks may have stopped at 
 the world is the one that it started: see tests/given_world.py.
 """
 
+import faulthandler
 import gc
 import importlib.util
 import inspect
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -27,11 +29,35 @@ import torch.multiprocessing as mp
 
 from tests.accelerator.soft import destroy_group, have_inference_mode, nothing_unordered, register
 from tests.given_world import GivenWorld, given_size
+from tests.processes import abort
 
 TIMEOUT = timedelta(seconds=60)
+# The longest test takes a minute on two cores. What waits for no collective has no timeout of its own.
+LONGEST_S = 300
 # Where the stock pipeline is called on a rank: on the rank's own device, whose kernels decide the bits. The software
 # accelerator has the CPU's.
 ORACLE_DEVICE = "ORACLE_DEVICE"
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One process of a world. `stacks`: where it writes what its threads do when it is aborted."""
+
+    process: mp.Process
+    connection: Connection
+    stacks: Path
+
+    def answer(self, end: float) -> str | None:
+        """Of a test, until `end`: the failure."""
+        try:
+            if self.connection.poll(max(0.0, end - time.monotonic())):
+                return self.connection.recv()
+        except EOFError:
+            self.process.join()
+            return f"died with exit code {self.process.exitcode}"
+        assert self.process.pid is not None
+        abort([self.process.pid])
+        return f"not done after {LONGEST_S} s:\n{self.stacks.read_text()}"
 
 
 @dataclass(frozen=True)
@@ -71,7 +97,7 @@ class Worlds:
     """The running worlds, by size and by whether their ranks have software accelerators."""
 
     def __init__(self) -> None:
-        self._ranks: dict[tuple[int, bool], list[tuple[mp.Process, Connection]]] = {}
+        self._ranks: dict[tuple[int, bool], list[Rank]] = {}
         self.given = GivenWorld(TIMEOUT) if given_size() is not None else None
         if self.given is not None:
             os.environ[ORACLE_DEVICE] = str(self.given.device)
@@ -87,17 +113,11 @@ class Worlds:
         if kind not in self._ranks:
             self._ranks[kind] = _start(size, tmp_path, soft)
         task = (function.__code__.co_filename, function.__name__, tmp_path, parameters)
-        for _, connection in self._ranks[kind]:
-            connection.send(task)
-        failures = []
-        for rank, (process, connection) in enumerate(self._ranks[kind]):
-            try:
-                failure = connection.recv()
-            except EOFError:
-                process.join()
-                failure = f"died with exit code {process.exitcode}"
-            if failure:
-                failures.append(f"rank {rank} of {size}: {failure}")
+        for rank in self._ranks[kind]:
+            rank.connection.send(task)
+        end = time.monotonic() + LONGEST_S
+        answers = [rank.answer(end) for rank in self._ranks[kind]]
+        failures = [f"rank {rank} of {size}: {failure}" for rank, failure in enumerate(answers) if failure]
         if failures:
             self._stop(kind)
             pytest.fail("\n".join(failures), pytrace=False)
@@ -115,28 +135,32 @@ class Worlds:
 
     def _stop(self, kind: tuple[int, bool]) -> None:
         ranks = self._ranks.pop(kind)
-        for _, connection in ranks:
-            connection.close()  # the rank's recv() ends it
-        for process, _ in ranks:
-            process.join(timeout=10)
-            if process.is_alive():
-                process.kill()
+        for rank in ranks:
+            rank.connection.close()  # its recv() ends it
+        for rank in ranks:
+            rank.process.join(timeout=10)
+            if rank.process.is_alive():
+                rank.process.kill()
 
 
-def _start(size: int, tmp_path: Path, soft: bool) -> list[tuple[mp.Process, Connection]]:
+def _start(size: int, tmp_path: Path, soft: bool) -> list[Rank]:
     context = mp.get_context("spawn")
     ranks = []
     for rank in range(size):
         ours, theirs = context.Pipe()
-        arguments = (rank, size, tmp_path / "store", theirs, sys.path, soft)
+        stacks = tmp_path / f"{rank}.stacks"
+        arguments = (rank, size, tmp_path / "store", theirs, sys.path, soft, stacks)
         process = context.Process(target=_serve, args=arguments, daemon=True)
         process.start()
         theirs.close()
-        ranks.append((process, ours))
+        ranks.append(Rank(process, ours, stacks))
     return ranks
 
 
-def _serve(rank: int, size: int, store: Path, connection: Connection, path: list[str], soft: bool) -> None:
+def _serve(
+    rank: int, size: int, store: Path, connection: Connection, path: list[str], soft: bool, stacks: Path
+) -> None:
+    faulthandler.enable(stacks.open("w"))
     sys.path[:] = path
     torch.set_num_threads(1)
     os.environ["HF_HUB_OFFLINE"] = "1"

@@ -2,10 +2,11 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from tests.processes import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 # Joins as the launcher's variables say, and tells what it found; "alone": torch has no collectives of the device.
@@ -52,7 +53,7 @@ def join(*words: str, rank: int = 0, size: int = 1, local_rank: int = 0) -> dict
     place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": local_rank, "MASTER_ADDR": "localhost", "MASTER_PORT": 0}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **{name: str(value) for name, value in place.items()}}
     command = [sys.executable, "-c", JOIN, *words]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    ended = run_command(command, env=environment, timeout=300)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout.splitlines()[-1])
 

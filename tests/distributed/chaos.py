@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.processes import TELLS_WHERE, abort
+
 ROOT = Path(__file__).resolve().parents[2]
 GENERATE = ROOT / "scripts" / "generate.py"
 TIMEOUT = 10  # job.timeout_seconds: what a stopped rank costs
@@ -46,7 +48,7 @@ class Job:
             self.agent = psutil.Popen(
                 [sys.executable, *torchrun, str(script), f"job.output={output}",
                  f"job.timeout_seconds={TIMEOUT}", "job.max_attempts=1000", *arguments],
-                cwd=ROOT, env=ENVIRONMENT, stdout=stream, stderr=stream,
+                cwd=ROOT, env={**ENVIRONMENT, **TELLS_WHERE}, stdout=stream, stderr=stream,
             )  # fmt: skip
         self._seen: dict[int, psutil.Process] = {}
 
@@ -71,7 +73,9 @@ class Job:
         start = time.monotonic()
         while self.agent.poll() is None or self.workers():
             if time.monotonic() - start > seconds:
-                raise AssertionError(f"still there after {seconds} s: {self.agent}, {self.workers()}")
+                there = f"{self.agent}, {self.workers()}"
+                abort([self.agent.pid, *(worker.pid for worker in self.workers())])
+                raise AssertionError(f"still there after {seconds} s: {there}\n{self.log.read_text()[-20000:]}")
             time.sleep(0.02)
         return time.monotonic() - start
 

@@ -16,6 +16,7 @@ from PIL import Image
 from runner.config import load_config
 from runner.media.pixels import pixel_hash
 from tests import tiny
+from tests.processes import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
@@ -25,7 +26,7 @@ def launch(num_ranks: int, script: Path, *arguments: str) -> subprocess.Complete
     """One rank is plain python, more are torchrun's."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
     command = [sys.executable, *(torchrun if num_ranks > 1 else []), str(script), *arguments]
-    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False)
+    return run_command(command, cwd=ROOT, env=ENVIRONMENT, timeout=240)
 
 
 def generate(num_ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:

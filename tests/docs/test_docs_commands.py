@@ -19,7 +19,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from runner.job.prompts import read_prompts
 from scripts.generate import parse
 from tests.docs import documents, stand_ins
 from tests.docs.documents import DOCUMENTS, ROOT, Command
+from tests.processes import run_command
 
 HERE = Path(__file__).parent
 COMMANDS = [command for document in DOCUMENTS for command in documents.commands(document)]
@@ -141,9 +141,7 @@ def small(launch: Launch, copy: Path) -> Sequence[str]:
 def run(folder: Path, *command: str) -> str:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
     environment |= {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600, check=False
-    )
+    result = run_command(command, cwd=folder, env=environment, timeout=400)
     assert result.returncode == 0, f"{shlex.join(command)}: {result.stderr}"
     return result.stdout
 
