@@ -25,9 +25,8 @@ generate: setup
 test: setup
 	$(BIN)/$(PYTEST) -m "not slow and not chaos and not slurm"
 
-# The census is test-tasks's, which has what all of its pipelines need.
 test-slow: setup
-	$(BIN)/$(PYTEST) -m "slow and not chaos and not slurm" --ignore tests/census
+	$(BIN)/$(PYTEST) -m "slow and not chaos and not slurm"
 
 # The census of pipelines and the recipes once more, with torchvision: a second environment, of 6 GB and two minutes.
 test-tasks: $(TASKS)/.installed

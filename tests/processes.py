@@ -25,7 +25,7 @@ def run_command(
             out, errors = process.communicate(timeout=timeout)
         except BaseException as error:
             abort([process.pid])
-            out, errors = process.communicate()
+            out, errors = process.communicate(timeout=30)  # whose parent was gone before, has the pipes still
             if not isinstance(error, subprocess.TimeoutExpired):
                 raise
             raise AssertionError(f"{error}\n{out[-5000:]}\n{errors[-20000:]}") from None

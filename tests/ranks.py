@@ -53,11 +53,12 @@ class Rank:
             if self.connection.poll(max(0.0, end - time.monotonic())):
                 return self.connection.recv()
         except EOFError:
-            self.process.join()
-            return f"died with exit code {self.process.exitcode}"
+            self.process.join(timeout=10)
+            if self.process.exitcode is not None:
+                return f"died with exit code {self.process.exitcode}"
         assert self.process.pid is not None
         abort([self.process.pid])
-        return f"not done after {LONGEST_S} s:\n{self.stacks.read_text()}"
+        return f"not done after {LONGEST_S} s, or stuck in its exit:\n{self.stacks.read_text()}"
 
 
 @dataclass(frozen=True)
