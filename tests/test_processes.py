@@ -34,10 +34,10 @@ def test_a_command_that_takes_too_long_leaves_nothing_and_says_where_it_stood() 
 
 
 def test_a_rank_that_hangs_fails_the_test_with_its_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tests.ranks, "LONGEST_S", 2)
     worlds = Worlds()
     try:
-        worlds.run(2, is_there.on_each_rank, tmp_path, {})  # which takes longer than two seconds
+        worlds.run(2, is_there.on_each_rank, tmp_path, {})  # starting takes longer
+        monkeypatch.setattr(tests.ranks, "LONGEST_S", 2)
         with pytest.raises(pytest.fail.Exception, match=r"(?s)rank 1 of 2: not done after 2 s.*in hangs_on_one"):
             worlds.run(2, hangs_on_one.on_each_rank, tmp_path, {})
     finally:
