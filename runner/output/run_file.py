@@ -54,7 +54,9 @@ class RunFile:
     def claim(self) -> Path:
         """A file that only the first rank to speak can create. Raises FileExistsError for the others."""
         path = self.folder.fault_claim(self.holder.run)
-        if self.tells_of_fault():
-            raise FileExistsError(path)
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-        return path
+        if not self.tells_of_fault():
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            if not self.tells_of_fault():
+                return path
+            path.unlink()  # the first has spoken since we looked, and removed its own
+        raise FileExistsError(path)

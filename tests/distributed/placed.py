@@ -107,7 +107,7 @@ def run_prompts(
     settings.setdefault("group", 1)
     job, ranks = JobConfig(output=str(output), format=Format.npy, **settings), pipeline.world
     with taken(job, {}, ranks) as folder:
-        last_line, limits = LastLine(folder.run_file, pipeline.progress), Limits(timeout=60, grace=10)
+        last_line, limits = LastLine(pipeline.progress, folder.run_file), Limits(timeout=60, grace=10)
         with watching(ranks, pipeline.progress, last_line, limits, StopFile(output / "stop")) as watch:
             requests = requests_of(prompts, job, pipeline, {})
             settled = run_job(requests, pipeline, job, ranks, folder=folder, watch=watch)

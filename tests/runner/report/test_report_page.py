@@ -127,7 +127,7 @@ def test_it_is_worked_by_the_keyboard(job: Path, watched: Watched) -> None:
     page.keyboard.press("Escape")
     watched.until("document.activeElement.title === 'a panda'")  # where the detail was left
     page.keyboard.press("5")
-    assert page.locator("#failures").is_visible()
+    page.locator("#failures").wait_for()  # the page turns when the browser tells it of its new address
 
 
 def test_a_failure_opens_its_traceback(job: Path, watched: Watched) -> None:
